@@ -1,0 +1,71 @@
+"""Parquet in place, read by a Dask cluster, consumed by PyTorch.
+
+Names are loaded when they are first used: a Dask worker imports dask_loader.engine and
+dask_loader.read, and needs no torch for them.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dask_loader.dataset import ParquetDataset
+    from dask_loader.errors import (
+        BadFileError,
+        ClosedError,
+        ColumnError,
+        ConfigError,
+        DaskLoaderError,
+        DataChangedError,
+        DataError,
+        DataNotFoundError,
+        EngineError,
+        NullError,
+        PlanError,
+        SchedulerUnreachableError,
+        SchemaError,
+        UnsupportedTypeError,
+        WindowError,
+        WorkersMissingError,
+        WorldError,
+    )
+    from dask_loader.loader import DataLoader
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BadFileError",
+    "ClosedError",
+    "ColumnError",
+    "ConfigError",
+    "DaskLoaderError",
+    "DataChangedError",
+    "DataError",
+    "DataLoader",
+    "DataNotFoundError",
+    "EngineError",
+    "NullError",
+    "ParquetDataset",
+    "PlanError",
+    "SchedulerUnreachableError",
+    "SchemaError",
+    "UnsupportedTypeError",
+    "WindowError",
+    "WorkersMissingError",
+    "WorldError",
+]
+
+_HOMES = {"ParquetDataset": "dask_loader.dataset", "DataLoader": "dask_loader.loader"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "dask_loader.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,1 @@
+"""From windows to batches: the only stage that knows torch."""

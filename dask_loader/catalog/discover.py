@@ -1,0 +1,144 @@
+"""Turn what the user wrote (file, folder, glob, list, URL) into a list of files."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from fsspec.core import split_protocol
+from fsspec.utils import get_protocol
+
+from dask_loader.catalog.storage import Storage, make_storage
+from dask_loader.errors import ConfigError, DataNotFoundError
+
+# In a folder these endings are taken for data; a file named outright may be called
+# anything.
+_ENDINGS = (".parquet", ".parq", ".pq")
+_GLOB = re.compile(r"[*?\[]")
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of a dataset.
+
+    Attributes:
+        storage: Where they lie.
+        paths: Absolute, in the dataset's order, each once.
+    """
+
+    storage: Storage
+    paths: tuple[str, ...]
+
+
+def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
+    """Find the files.
+
+    A folder is searched below, leaving out names that begin with "." or "_" (as Spark and
+    Dask do); its files and those of a glob are sorted by name, numbers by value. A list
+    keeps the user's order.
+
+    Args:
+        path: Text, os.PathLike, or a non-empty list of these.
+        storage_options: For fsspec.
+
+    Raises:
+        ConfigError: It is none of these, or names two file systems, or a file twice.
+        DataNotFoundError: Nothing is there, nothing matches, or nothing is Parquet.
+    """
+    entries = _entries(path)
+    protocols = sorted({get_protocol(entry) for entry in entries})
+    if len(protocols) > 1:
+        raise ConfigError(
+            f"path={path!r} names several file systems {protocols!r}; give paths of one"
+        )
+    storage = make_storage(protocols[0], storage_options)
+    paths: list[str] = []
+    seen: set[str] = set()
+    for entry in entries:
+        for found in _files(storage, entry):
+            if found in seen:
+                raise ConfigError(
+                    f"{found!r} is named twice in path={path!r}; each row is delivered "
+                    "once, so name each file once"
+                )
+            seen.add(found)
+            paths.append(found)
+    return Found(storage, tuple(paths))
+
+
+def _entries(path: Any) -> list[str]:
+    listed = path if isinstance(path, list | tuple) else [path]
+    if not listed:
+        raise ConfigError(f"path={path!r} is empty; name at least one file or folder")
+    entries = []
+    for entry in listed:
+        if not isinstance(entry, str | os.PathLike):
+            raise ConfigError(
+                f"path={path!r} must be text, a pathlib.Path, or a list of these; got "
+                f"{entry!r}"
+            )
+        text = os.fspath(entry)
+        if not isinstance(text, str) or not text:
+            raise ConfigError(f"path={path!r} holds {text!r}, which names no file")
+        entries.append(text)
+    return entries
+
+
+def _files(storage: Storage, entry: str) -> Iterable[str]:
+    file_system = storage.fsspec()
+    # Local paths become absolute here: a Dask worker has a working folder of its own.
+    stripped = file_system._strip_protocol(entry)
+    if storage.is_local and split_protocol(entry)[0] is None:
+        stripped = os.path.abspath(os.path.expanduser(entry))
+    if file_system.isfile(stripped):
+        return [stripped]
+    if file_system.isdir(stripped):
+        return _below(file_system, stripped)
+    if _GLOB.search(stripped):
+        return _matching(file_system, stripped)
+    raise DataNotFoundError(
+        f"there is nothing at {entry!r} (looked for {stripped!r}); check the path, and "
+        "that this machine can see it",
+        path=stripped,
+    )
+
+
+def _below(file_system: Any, folder: str) -> list[str]:
+    names = [n for n in file_system.find(folder) if not _hidden(n, folder)]
+    found = [name for name in names if name.lower().endswith(_ENDINGS)]
+    if not found:
+        others = ", ".join(repr(n) for n in sorted(names)[:3]) or "no files at all"
+        raise DataNotFoundError(
+            f"the folder {folder!r} holds no Parquet: no name ends in "
+            f"{' or '.join(_ENDINGS)} (it holds {others}); name the folder that does, "
+            "or the files themselves",
+            path=folder,
+        )
+    return sorted(found, key=_natural)
+
+
+def _matching(file_system: Any, pattern: str) -> list[str]:
+    found: list[str] = []
+    for name in sorted(file_system.glob(pattern), key=_natural):
+        found += _below(file_system, name) if file_system.isdir(name) else [name]
+    if not found:
+        raise DataNotFoundError(
+            f"nothing matches the pattern {pattern!r}; check the pattern and the folder",
+            path=pattern,
+        )
+    return found
+
+
+def _hidden(name: str, folder: str) -> bool:
+    below = name[len(folder) :].strip("/").split("/")
+    # "_x=1" is a hive key that begins with an underscore, not a hidden folder.
+    return any(p.startswith(".") or (p.startswith("_") and "=" not in p) for p in below)
+
+
+def _natural(name: str) -> list[Any]:
+    parts = _DIGITS.split(name)
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)] + [name]

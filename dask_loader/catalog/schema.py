@@ -1,0 +1,167 @@
+"""Columns and schemas: which are asked for, and whether the files agree about them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import pyarrow as pa
+
+from dask_loader.errors import ColumnError, SchemaError
+
+
+def check_columns(columns: Any) -> tuple[str, ...] | None:
+    """Check what the user gave for columns=, before any file is read.
+
+    Raises:
+        ColumnError: Not a list of text, empty, or with a name twice.
+    """
+    if columns is None:
+        return None
+    if isinstance(columns, str) or not isinstance(columns, list | tuple):
+        raise ColumnError(
+            f"columns={columns!r} must be a list of names, such as "
+            f"columns={[columns] if isinstance(columns, str) else ['x', 'y']!r}"
+        )
+    if not columns:
+        raise ColumnError("columns=[] asks for no column; name one, or leave it out")
+    for name in columns:
+        if not isinstance(name, str):
+            raise ColumnError(f"columns={columns!r} holds {name!r}, which is not text")
+        if columns.count(name) > 1:
+            raise ColumnError(
+                f"column {name!r} stands twice in columns={columns!r}; a batch is a dict "
+                "and can hold it once",
+                column=name,
+            )
+    return tuple(columns)
+
+
+def choose_columns(
+    schema: pa.Schema, columns: tuple[str, ...] | None, *, path: str
+) -> tuple[str, ...]:
+    """Return the columns to deliver, in order.
+
+    Args:
+        schema: The first file's.
+        columns: From check_columns; None for all.
+        path: The first file.
+
+    Raises:
+        ColumnError: One is not in the file, or is in it twice.
+    """
+    for name in schema.names if columns is None else columns:
+        require_column(schema, name, "columns", path=path)
+    return tuple(schema.names) if columns is None else columns
+
+
+def require_column(schema: pa.Schema, name: str, argument: str, *, path: str) -> None:
+    """Raise unless the file has exactly one column of this name.
+
+    Raises:
+        ColumnError: It has none (near names are offered) or several.
+    """
+    count = schema.names.count(name)
+    if count > 1:
+        raise ColumnError(
+            f"{path!r} has {count} columns called {name!r}; rename them, or leave them "
+            "out with columns=[...]",
+            path=path,
+            column=name,
+        )
+    if count == 0:
+        near = difflib.get_close_matches(name, schema.names, n=3, cutoff=0.5)
+        offer = " or ".join(repr(n) for n in near)
+        known = ", ".join(repr(n) for n in schema.names[:8])
+        more = len(schema.names) - 8
+        hint = (
+            f"did you mean {offer}?"
+            if near
+            else f"it has {known}" + (f" and {more} more" if more > 0 else "")
+        )
+        raise ColumnError(
+            f"{argument} names {name!r}, which {path!r} does not have; {hint}",
+            path=path,
+            column=name,
+        )
+
+
+def compare_schemas(
+    first: pa.Schema,
+    other: pa.Schema,
+    *,
+    names: Iterable[str],
+    all_columns: bool,
+    first_path: str,
+    path: str,
+) -> None:
+    """Raise unless two files agree about the columns that are read.
+
+    Order, nullability and metadata may differ.
+
+    Args:
+        first: The dataset's schema, from its first file.
+        other: Another file's.
+        names: The columns that are read.
+        all_columns: The user asked for all, so one more is a disagreement too.
+        first_path: The first file.
+        path: The other file.
+
+    Raises:
+        SchemaError: A column is missing, has another type, or is one too many.
+    """
+    for name in names:
+        expected = first.field(name).type
+        found = other.field(name).type if other.names.count(name) == 1 else None
+        if found is None or not found.equals(expected):
+            has = f"has type {found}" if found is not None else "is missing"
+            raise SchemaError(
+                f"files disagree about column {name!r}: it has type {expected} in "
+                f"{first_path!r} and {has} in {path!r}; rewrite one of them, or leave "
+                "the column out with columns=[...]",
+                path=path,
+                column=name,
+            )
+    extra = [name for name in other.names if name not in first.names]
+    if all_columns and extra:
+        raise SchemaError(
+            f"files disagree about column {extra[0]!r}: {path!r} has it, "
+            f"{first_path!r} does not; name the columns to read with columns=[...]",
+            path=path,
+            column=extra[0],
+        )
+
+
+def pack_schema(schema: pa.Schema) -> bytes:
+    """Write a schema without its metadata as bytes."""
+    return bytes(schema.remove_metadata().serialize())
+
+
+def unpack_schema(packed: bytes) -> pa.Schema:
+    """Read what pack_schema wrote."""
+    return pa.ipc.read_schema(pa.py_buffer(packed))
+
+
+def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
+    """Return, for each column, the indices of its Parquet leaves.
+
+    Leaves stand in the order of the schema. Their dotted paths are not used: a column
+    called "a.b" could not be told from field b of a struct a.
+    """
+    ranges, start = {}, 0
+    for field in schema:
+        stop = start + _count_leaves(field.type)
+        ranges[field.name] = range(start, stop)
+        start = stop
+    return ranges
+
+
+def _count_leaves(kind: pa.DataType) -> int:
+    if isinstance(kind, pa.BaseExtensionType):
+        return _count_leaves(kind.storage_type)
+    if pa.types.is_dictionary(kind):
+        return 1
+    if kind.num_fields == 0:
+        return 1
+    return sum(_count_leaves(kind.field(i).type) for i in range(kind.num_fields))

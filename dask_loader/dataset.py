@@ -1,0 +1,392 @@
+"""ParquetDataset: what a user holds. It checks, plans lazily, and delegates the rest."""
+
+from __future__ import annotations
+
+import os
+import sys
+import weakref
+from collections.abc import Callable, Generator, Iterator
+from itertools import islice
+from typing import Any, Self
+
+import pyarrow as pa
+from torch.utils.data import IterableDataset, get_worker_info
+
+from dask_loader.batch.epochs import EpochCounter
+from dask_loader.batch.shared import Sent, SentError, send
+from dask_loader.batch.tensors import Batch
+from dask_loader.catalog.discover import discover
+from dask_loader.catalog.schema import check_columns
+from dask_loader.engine.where import resolve_client
+from dask_loader.engine.worker import run_table
+from dask_loader.errors import ClosedError, ConfigError
+from dask_loader.metrics import Meter
+from dask_loader.options import DatasetOptions
+from dask_loader.pipeline import Pipeline, load_catalog, make_engine
+from dask_loader.plan.schedule import Turn
+from dask_loader.plan.share import Uneven
+from dask_loader.run import Run, auto_num_splits, make_deal, make_run, window_bytes
+from dask_loader.transfer.window import WindowData
+from dask_loader.units import format_bytes
+from dask_loader.world import World, resolve_world
+
+
+class ParquetDataset(IterableDataset[Any]):
+    """Parquet files as batches of tensors, for one rank of a training job.
+
+    Iterating yields dict[str, torch.Tensor]: one tensor of shape (rows, *row shape) for
+    each column, rows being batch_size but for the last batch. Numbers keep their dtype,
+    dates, times and durations become int64 in their own unit (see schema), fixed-size
+    lists become one more dimension. Text and binary columns are lists of str and bytes.
+    Tensors are the caller's: writing into one changes no other batch and no file.
+
+    With batch_size=None it yields single rows, dicts of NumPy scalars, for torch's own
+    batching.
+
+    The order depends on the files, columns, filters, shuffle, seed, epoch, num_splits and
+    shuffle_window, and on nothing else: not on who reads or how many.
+
+    Args:
+        path: A file, a folder, a glob, or a list of these; paths or fsspec URLs.
+        columns: Columns to read, in the batch's order; None for all.
+        filters: Rows to keep: [(column, op, value), ...], a list of such lists (or), or a
+            pyarrow.compute.Expression. Exact; they are counted once, when the dataset is
+            made.
+        batch_size: Rows for each rank and step; None yields single rows.
+        shuffle: Mix rows. The order is a pure function of seed and epoch.
+        seed: For shuffle.
+        shuffle_window: Rows (int) or decoded bytes (text) that are mixed together and
+            read by one task.
+        drop_last: Leave off the last global batch unless it is whole.
+        uneven: What becomes of a last global batch that the ranks cannot share evenly.
+            "pad": fewer than world_size rows come twice. "drop": fewer than world_size
+            rows are left off. "exact": every row once; ranks may differ by one batch.
+        num_splits: Cuts of the epoch that are read side by side; None chooses.
+        rank: This process's, with world_size; else mesh, torch.distributed, RANK and
+            WORLD_SIZE, or 0 of 1. Resolved when needed.
+        world_size: How many ranks share the rows.
+        mesh: A torch DeviceMesh of one dimension or a process group: the data-parallel
+            one.
+        client: Who reads. None: the active Dask client, else Dask's configured scheduler
+            address, else threads of this process. "threads". A scheduler address. A
+            distributed.Client or a cluster object, of which address and security are
+            taken.
+        nulls: "error"; "nan", for float columns; or {column: value}.
+        memory_limit: Decoded bytes that this rank may have under way and in hand.
+        verify_checksums: Check the pages' checksums where the files have them.
+        worker_timeout: Longest wait for a Dask worker to exist.
+        storage_options: For fsspec.
+
+    Raises:
+        ConfigError: An argument is wrong.
+        DataError: A file is missing, broken, or does not fit the others.
+        EngineError: The cluster cannot be reached.
+    """
+
+    def __init__(
+        self,
+        path: Any,
+        *,
+        columns: list[str] | None = None,
+        filters: Any = None,
+        batch_size: int | None = 1024,
+        shuffle: bool = False,
+        seed: int = 0,
+        shuffle_window: int | str = "64 MiB",
+        drop_last: bool = False,
+        uneven: Uneven = "pad",
+        num_splits: int | None = None,
+        rank: int | None = None,
+        world_size: int | None = None,
+        mesh: Any = None,
+        client: Any = None,
+        nulls: Any = "error",
+        memory_limit: int | str = "1 GiB",
+        verify_checksums: bool = True,
+        worker_timeout: float | str = "60 s",
+        storage_options: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self._options = DatasetOptions(
+            batch_size=batch_size,
+            shuffle=shuffle,
+            seed=seed,
+            shuffle_window=shuffle_window,
+            drop_last=drop_last,
+            uneven=uneven,
+            num_splits=num_splits,
+            memory_limit=memory_limit,
+            verify_checksums=verify_checksums,
+            worker_timeout=worker_timeout,
+        )
+        self._given_world = (rank, world_size, mesh)
+        resolve_world(rank=rank, world_size=world_size, mesh=mesh)
+        chosen = check_columns(columns)
+        self._where = resolve_client(client)
+        found = discover(path, storage_options)
+        self._epochs = EpochCounter()
+        self._num_splits = num_splits
+        self._sends_windows = False
+        self._closed = False
+        self._meter = Meter()
+        engine = make_engine(self._where, self._options)
+        try:
+            self._catalog, self._read_options = load_catalog(
+                found,
+                self._options,
+                engine,
+                columns=chosen,
+                filters=filters,
+                nulls=nulls,
+            )
+        except BaseException:
+            engine.close()
+            raise
+        self._keep(self._make_pipeline(engine))
+
+    # ---- what it is -----------------------------------------------------------------
+
+    @property
+    def world(self) -> World:
+        """This process's rank and world_size."""
+        rank, world_size, mesh = self._given_world
+        return resolve_world(rank=rank, world_size=world_size, mesh=mesh)
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The delivered columns in Arrow's types, with units and time zones."""
+        return self._catalog.delivered_schema
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the whole dataset after filtering, over all ranks, without pads."""
+        return self._catalog.total_rows
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows for each rank and step, or None."""
+        return self._options.batch_size
+
+    def __len__(self) -> int:
+        """Return this rank's batches, or rows with batch_size=None; exact."""
+        world = self.world
+        splits = self._num_splits or auto_num_splits(
+            self._catalog, self._options, world
+        )
+        deal = make_deal(self._catalog, self._options, world, num_splits=splits)
+        if self._options.batch_size is None:
+            return deal.num_rank_rows(world.rank)
+        return deal.num_steps(world.rank)
+
+    def explain(self) -> str:
+        """Describe the plan for this rank in a few lines of text."""
+        world = self.world
+        run = self.run(self._epochs.peek())
+        catalog, options = self._catalog, self._options
+        size = window_bytes(catalog, options)
+        decoded = int(catalog.num_bytes.sum())
+        ruled_out = int((catalog.num_kept == 0).sum())
+        lines = [
+            f"{catalog.total_rows} rows in {len(catalog.row_group)} row groups of "
+            f"{len(catalog.files)} files, {format_bytes(decoded)} decoded",
+            f"row groups: largest {int(catalog.num_rows.max(initial=0))} rows and "
+            f"{format_bytes(int(catalog.num_bytes.max(initial=0)))}, {ruled_out} never "
+            "read for their statistics or filters",
+            f"order: shuffle={options.shuffle} seed={options.seed} num_splits="
+            f"{run.epoch.order.num_splits} windows of about {format_bytes(size)}",
+            f"rank {world.rank} of {world.world_size} ({world.source}): "
+            f"{run.num_steps} batches, {run.num_rows} rows, up to "
+            f"{run.deal.splits_in_hand(world.rank)} windows in hand, memory_limit "
+            f"{format_bytes(options.memory_bytes)}",
+            f"read by: {self._pipeline().engine.name}",
+        ]
+        return "\n".join(lines)
+
+    def stats(self) -> dict[str, float]:
+        """Return counts and seconds so far in this process; see metrics.LABELS.
+
+        "wait_share" is the share of "total_s", the time that iterators were open, which
+        the consumer spent waiting for windows.
+        """
+        sums = self._meter.read()
+        total = sums["total_s"]
+        return {**sums, "wait_share": sums["wait_s"] / total if total else 0.0}
+
+    # ---- iterating ------------------------------------------------------------------
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the next one; without it each new iteration is the next epoch.
+
+        Raises:
+            ConfigError: It is not a whole number from 0 up.
+        """
+        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+            raise ConfigError(f"epoch={epoch!r} must be a whole number from 0 up")
+        self._epochs.set(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Begin the next epoch.
+
+        Not a generator, so that all this happens when iter() is called.
+
+        Raises:
+            ConfigError: torch's DataLoader would batch these batches again.
+            ClosedError: The dataset was closed.
+        """
+        self._refuse_double_batching(sys._getframe(1))
+        worker = get_worker_info()
+        if worker is None:
+            return self._iterate(self.run(self._epochs.begin()), Turn())
+        turn = Turn(worker=worker.id, num_workers=worker.num_workers)
+        if self._sends_windows:
+            return self._send_windows(turn)
+        epoch = self._epochs.begin(worker.id, worker.num_workers)
+        return self._iterate(self.run(epoch), turn)
+
+    def run(self, epoch: int) -> Run:
+        """Plan an epoch for this rank; nothing is read.
+
+        Raises:
+            PlanError: It cannot be kept within memory_limit.
+        """
+        world = self.world
+        if self._num_splits is None:
+            self._num_splits = auto_num_splits(self._catalog, self._options, world)
+        return make_run(
+            self._catalog,
+            self._options,
+            world,
+            epoch=epoch,
+            num_splits=self._num_splits,
+        )
+
+    def take(self, num_items: int) -> list[Any]:
+        """Return the first batches (or rows) of epoch 0, to look at. Counts no epoch."""
+        items = self._iterate(self.run(0), Turn())
+        try:
+            return list(islice(items, num_items))
+        finally:
+            items.close()
+
+    def peek(self) -> Any:
+        """Return the first batch (or row) of epoch 0, or None if there is none."""
+        first = self.take(1)
+        return first[0] if first else None
+
+    def to_delayed(self, epoch: int = 0) -> list[Any]:
+        """Return this rank's windows of an epoch as dask.delayed partitions.
+
+        Each computes to a pyarrow.Table in the columns' own types, nulls left as they are:
+        the rows that this rank gets of the window, in their order, pads left out. Over all
+        ranks the partitions hold every row of the epoch once (but for what
+        uneven="drop" or drop_last leave off).
+        """
+        from dask.delayed import delayed
+
+        name = f"read-partition-{self._catalog.fingerprint()}"
+        make = delayed(run_table, pure=False)
+        return [
+            make(task, rows, dask_key_name=(name, self.world.rank, epoch, number))
+            for number, (task, rows) in enumerate(
+                self._pipeline().partitions(self.run(epoch))
+            )
+        ]
+
+    def _iterate(self, run: Run, turn: Turn) -> Generator[Any, None, None]:
+        pipeline = self._pipeline()
+        if self._options.batch_size is None:
+            turn = Turn(
+                worker=turn.worker, num_workers=turn.num_workers, length=run.rows_turn
+            )
+            return pipeline.rows(run, turn)
+        return pipeline.batches(run, turn)
+
+    # ---- for dask_loader.DataLoader --------------------------------------------------
+
+    def send_windows(self) -> None:
+        """Make this DataLoader worker's copy yield whole windows, not batches."""
+        self._sends_windows = True
+
+    def begin_epoch(self) -> Run:
+        """Count an epoch and announce it to the workers that will read it."""
+        epoch = self._epochs.begin()
+        self._epochs.announce(epoch)
+        return self.run(epoch)
+
+    def cut(self, run: Run, take: Callable[[], WindowData]) -> Iterator[Batch]:
+        """Yield a run's batches from windows in the order of requests."""
+        return self._pipeline().cut(run, take)
+
+    def _send_windows(self, turn: Turn) -> Iterator[Sent | SentError]:
+        try:
+            run = self.run(self._epochs.announced())
+            for window in self._pipeline().windows(run, turn):
+                yield send(window)
+        except Exception as error:  # the main process raises it, fields and all
+            yield SentError(error)
+
+    def _refuse_double_batching(self, frame: Any) -> None:
+        # torch's and torchdata's fetchers call iter() from where this local variable is.
+        batched_again = frame.f_locals.get("auto_collation") is True
+        if batched_again and self._options.batch_size is not None:
+            raise ConfigError(
+                "a DataLoader with a batch_size would batch these batches of "
+                f"{self._options.batch_size!r} rows again; give the DataLoader "
+                "batch_size=None, use dask_loader.DataLoader, or make the dataset with "
+                "batch_size=None to have single rows"
+            )
+
+    # ---- resources ------------------------------------------------------------------
+
+    def close(self) -> None:
+        """Stop reading and let go of threads, files and connections. Safe twice."""
+        self._closed = True
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process; keep a rank that others cannot find."""
+        state = self.__dict__.copy()
+        rank, _, mesh = self._given_world
+        world = self.world
+        if rank is None and (mesh is not None or world.source == "torch.distributed"):
+            state["_given_world"] = (world.rank, world.world_size, None)
+        state["_meter"] = None
+        state["_pid"] = None
+        state["_own_pipeline"] = state["_finalizer"] = None
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._meter = Meter()
+
+    def _pipeline(self) -> Pipeline:
+        """Return this process's pipeline; a forked or unpickled dataset makes its own."""
+        if self._closed:
+            raise ClosedError("this ParquetDataset was closed; make a new one")
+        if self._own_pipeline is None or self._pid != os.getpid():
+            self._keep(self._make_pipeline(make_engine(self._where, self._options)))
+        assert self._own_pipeline is not None
+        return self._own_pipeline
+
+    def _make_pipeline(self, engine: Any) -> Pipeline:
+        return Pipeline(
+            self._catalog, self._options, self._read_options, engine, self._meter
+        )
+
+    def _keep(self, pipeline: Pipeline) -> None:
+        self._pid: int | None = os.getpid()
+        self._own_pipeline: Pipeline | None = pipeline
+        self._finalizer: Any = weakref.finalize(self, _close_in, os.getpid(), pipeline)
+
+
+def _close_in(pid: int, pipeline: Pipeline) -> None:
+    # A forked child inherits the finalizer, but its threads and sockets are the parent's.
+    if os.getpid() == pid:
+        pipeline.close()

@@ -1,0 +1,85 @@
+"""What an engine is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol, TypeVar
+
+from dask_loader.read.task import WindowTask
+from dask_loader.transfer.slabs import SlabPool
+from dask_loader.transfer.window import WindowData
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Pending(Protocol):
+    """A window that was asked for.
+
+    Both methods are called by the thread that reads the stream. After either of them the
+    engine holds nothing for this window any more.
+    """
+
+    def result(self) -> WindowData:
+        """Wait for the window and take it; once.
+
+        Raises:
+            DaskLoaderError: The window cannot be read, with the file and the reason. Every
+                wait inside has a deadline.
+        """
+        ...
+
+    def cancel(self) -> None:
+        """Give the window up. Safe after result(), and twice."""
+        ...
+
+
+class Engine(Protocol):
+    """Runs tasks somewhere.
+
+    One thread of one process uses an engine. It is made in the process that uses it, and
+    never crosses a fork or a pickle.
+    """
+
+    @property
+    def name(self) -> str:
+        """For people: what it is and where."""
+        ...
+
+    @property
+    def pool(self) -> SlabPool | None:
+        """Where its windows' blocks come from, if they are this process's own."""
+        ...
+
+    def slots(self) -> int:
+        """Return how many tasks run side by side, at least 1.
+
+        Raises:
+            EngineError: There is nobody to run them, and nobody came in time.
+        """
+        ...
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> list[Result]:
+        """Run a function over small items and return the results in order.
+
+        Raises:
+            DaskLoaderError: Whatever the function raised of ours, else WindowError.
+        """
+        ...
+
+    def submit(self, task: WindowTask, *, stream: int, number: int) -> Pending:
+        """Ask for window `number` of a stream. Lower numbers are more urgent."""
+        ...
+
+    def close(self) -> None:
+        """Give up all windows and stop. Safe twice."""
+        ...
+
+
+def describe_slices(task: WindowTask) -> str:
+    """Name the row groups of a task, for error texts."""
+    named = [f"row group {s.row_group} of {s.path!r}" for s in task.slices[:2]]
+    more = len(task.slices) - len(named)
+    return " and ".join(named) + (f" and {more} more" if more else "")

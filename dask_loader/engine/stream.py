@@ -1,0 +1,105 @@
+"""Windows in order, with a bounded number of tasks ahead."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+
+from dask_loader.engine.base import Engine, Pending
+from dask_loader.engine.flow import Flow
+from dask_loader.metrics import Meter
+from dask_loader.read.task import WindowTask
+from dask_loader.transfer.window import WindowData
+
+# Finished windows wait for the consumer while as many are being made; more than one queued
+# task for each slot was measured to gain nothing.
+_TASKS_PER_SLOT = 2
+_MIN_TASKS = 3
+
+# Tells the streams of this process apart in the names of their tasks.
+_serials = itertools.count()
+
+
+class WindowStream:
+    """Hands over the windows of a sequence of tasks, in order.
+
+    The consumer takes windows with take() and says release() when it has used one up; new
+    tasks are submitted at both. Close it, also after an error: close() gives up what is
+    under way. Used by one thread.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        tasks: Iterator[WindowTask],
+        *,
+        num_sharing: int,
+        max_bytes: int,
+        meter: Meter,
+    ) -> None:
+        """Start reading.
+
+        Args:
+            engine: Runs the tasks.
+            tasks: In order of need; drawn lazily.
+            num_sharing: Consumers that share the engine's slots.
+            max_bytes: Decoded bytes on the way and in hand.
+            meter: Counts.
+        """
+        self._engine = engine
+        self._tasks = enumerate(tasks)
+        self._next = next(self._tasks, None)
+        self._serial = next(_serials)
+        self._meter = meter
+        self._pending: deque[tuple[int, Pending]] = deque()
+        # With no task at all, no Dask worker need exist.
+        slots = engine.slots() if self._next is not None else 1
+        ahead = max(_MIN_TASKS, _TASKS_PER_SLOT * -(-slots // num_sharing))
+        self._flow = Flow(max_bytes=max_bytes, max_tasks=ahead)
+        self._submit()
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all windows were taken."""
+        return not self._pending
+
+    def take(self) -> WindowData:
+        """Return the next window; waits for it. There must be one: see exhausted.
+
+        Raises:
+            DaskLoaderError: It cannot be read.
+        """
+        number, pending = self._pending.popleft()
+        began = time.perf_counter()
+        try:
+            window = pending.result()
+        finally:
+            self._meter.add("wait_s", time.perf_counter() - began)
+        self._flow.arrived(number, window.num_bytes)
+        self._meter.add("windows", 1)
+        self._meter.add("bytes", window.num_bytes)
+        self._submit()
+        return window
+
+    def release(self, number: int) -> None:
+        """Say that window `number` (counted from 0) is used up."""
+        self._flow.released(number)
+        self._submit()
+
+    def close(self) -> None:
+        """Give up everything under way."""
+        while self._pending:
+            self._pending.popleft()[1].cancel()
+        self._next = None
+
+    def _submit(self) -> None:
+        while self._next is not None:
+            number, task = self._next
+            if not self._flow.may_submit(task.num_bytes):
+                return
+            pending = self._engine.submit(task, stream=self._serial, number=number)
+            self._pending.append((number, pending))
+            self._flow.submitted(number, task.num_bytes)
+            self._next = next(self._tasks, None)

@@ -1,0 +1,91 @@
+"""The engine without a cluster: threads of this process, blocks from a pool of slabs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+from dask_loader.engine.base import Item, Result, describe_slices
+from dask_loader.errors import DaskLoaderError, WindowError
+from dask_loader.read.files import OpenFiles
+from dask_loader.read.task import WindowTask
+from dask_loader.read.window import read_window
+from dask_loader.transfer.slabs import SlabPool
+from dask_loader.transfer.window import WindowData
+
+# Decoding scales with cores, but the trainer's process needs some and each thread holds
+# a window.
+_MAX_THREADS = 16
+
+
+class ThreadsEngine:
+    """Decodes with Arrow in threads, which leave the GIL while they decode."""
+
+    def __init__(self, *, memory_limit: int, local_world_size: int) -> None:
+        """Make the threads; they start with the first task.
+
+        Args:
+            memory_limit: Bytes of slabs that may be kept for use again.
+            local_world_size: Ranks on this host, which share its cores.
+        """
+        cores = len(os.sched_getaffinity(0)) // local_world_size
+        self._num_threads = max(1, min(cores, _MAX_THREADS))
+        self._pool = SlabPool(memory_limit)
+        self._files = OpenFiles()
+        self._executor = ThreadPoolExecutor(
+            self._num_threads, thread_name_prefix="dask-loader-read"
+        )
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return f"{self._num_threads} threads in this process"
+
+    @property
+    def pool(self) -> SlabPool:
+        """Where blocks come from."""
+        return self._pool
+
+    def slots(self) -> int:
+        """Return the number of threads."""
+        return self._num_threads
+
+    def map(
+        self, function: Callable[[Item], Result], items: Sequence[Item]
+    ) -> list[Result]:
+        """Run a function over items in the threads."""
+        return list(self._executor.map(function, items))
+
+    def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
+        """Queue a window; threads take them in order."""
+        del stream, number
+        future = self._executor.submit(read_window, task, self._files, self._pool.lease)
+        return _Pending(task, future)
+
+    def close(self) -> None:
+        """Stop the threads, after the window each of them is at."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._files.close()
+
+
+class _Pending:
+    def __init__(self, task: WindowTask, future: Future[WindowData]) -> None:
+        self._task = task
+        self._future = future
+
+    def result(self) -> WindowData:
+        # No deadline of our own: a thread of this process decodes or raises. (Reads from
+        # remote storage have the storage client's own.)
+        try:
+            return self._future.result()
+        except DaskLoaderError:
+            raise
+        except Exception as error:
+            raise WindowError(
+                f"reading {describe_slices(self._task)} failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+
+    def cancel(self) -> None:
+        self._future.cancel()

@@ -1,0 +1,128 @@
+"""Every error this package raises on purpose, one class for each thing a user can do.
+
+    DaskLoaderError
+    ├── ConfigError (ValueError)       an argument is wrong: nothing was read
+    │   ├── ColumnError                a column is unknown, named twice, or not nameable
+    │   ├── WorldError                 rank and world_size are wrong or disagree
+    │   └── PlanError                  the arguments are right alone, not together
+    ├── DataError                      the data are at fault: the file is named
+    │   ├── DataNotFoundError          no such path, nothing matches, no Parquet there
+    │   ├── BadFileError               not Parquet, truncated, or not decodable
+    │   ├── SchemaError                two files disagree about a column
+    │   ├── UnsupportedTypeError       a column has no tensor form
+    │   ├── NullError                  nulls, and no policy for them
+    │   └── DataChangedError           a file is not the one the catalog was read from
+    ├── EngineError                    the work could not be done
+    │   ├── SchedulerUnreachableError  no Dask scheduler answers
+    │   ├── WorkersMissingError        the scheduler has no worker, and none came
+    │   └── WindowError                a task failed, for a reason of its own
+    └── ClosedError                    used after close()
+
+Each takes one string that says everything (what was wrong, where, what to do), since
+torch rebuilds a worker's error from its text alone. The fields repeat the place for
+programs; they survive pickling.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+
+class DaskLoaderError(Exception):
+    """Base of all errors raised by dask_loader.
+
+    Attributes:
+        path: The file concerned, or None.
+        row_group: The row group's index in that file, or None.
+        column: The column concerned, or None.
+        rank: The rank concerned, or None.
+    """
+
+    def __init__(
+        self,
+        text: str,
+        *,
+        path: str | None = None,
+        row_group: int | None = None,
+        column: str | None = None,
+        rank: int | None = None,
+    ) -> None:
+        super().__init__(text)
+        self.path = path
+        self.row_group = row_group
+        self.column = column
+        self.rank = rank
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Rebuild from the text, then put the fields back."""
+        return (type(self), (str(self),), self.__dict__.copy())
+
+    def copy(self) -> Self:
+        """Return the same error without a traceback, to be raised again."""
+        twin = type(self)(str(self))
+        twin.__dict__.update(self.__dict__)
+        return twin
+
+
+class ConfigError(DaskLoaderError, ValueError):
+    """An argument is wrong; raised before anything is read."""
+
+
+class ColumnError(ConfigError):
+    """A column is unknown, named twice, or cannot be named."""
+
+
+class WorldError(ConfigError):
+    """Rank or world_size are wrong, or disagree with torch.distributed."""
+
+
+class PlanError(ConfigError):
+    """The arguments cannot be kept together, memory_limit above all."""
+
+
+class DataError(DaskLoaderError):
+    """The data are at fault; the text names the file."""
+
+
+class DataNotFoundError(DataError, FileNotFoundError):
+    """No such path, a pattern that matches nothing, a folder without Parquet."""
+
+
+class BadFileError(DataError):
+    """A file that is not Parquet, is truncated, or cannot be decoded."""
+
+
+class SchemaError(DataError):
+    """Two files disagree about a column."""
+
+
+class UnsupportedTypeError(DataError, TypeError):
+    """A column has no tensor form."""
+
+
+class NullError(DataError):
+    """Nulls were found and there is no policy for them."""
+
+
+class DataChangedError(DataError):
+    """A file is not the one that the catalog was read from."""
+
+
+class EngineError(DaskLoaderError):
+    """The work could not be done."""
+
+
+class SchedulerUnreachableError(EngineError):
+    """No Dask scheduler answered in time."""
+
+
+class WorkersMissingError(EngineError):
+    """The scheduler had no worker for longer than worker_timeout."""
+
+
+class WindowError(EngineError):
+    """A window's task failed for a reason that is none of ours."""
+
+
+class ClosedError(DaskLoaderError):
+    """Used after close()."""

@@ -1,0 +1,114 @@
+"""DataLoader: torch's own, with whole windows from its workers and batches cut here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch.utils.data import DataLoader as TorchDataLoader
+from torch.utils.data import get_worker_info
+
+from dask_loader.batch.shared import SentError, receive
+from dask_loader.dataset import ParquetDataset
+from dask_loader.errors import ConfigError
+from dask_loader.transfer.window import WindowData
+
+# What frameworks pass along when they make a loader anew; all of them mean "nothing".
+_NO_SAMPLING = ("sampler", "batch_sampler", "collate_fn")
+
+
+class DataLoader(TorchDataLoader[Any]):
+    """Hands out a ParquetDataset's batches.
+
+    num_workers=0 is the fast way: windows are decoded by threads or on the cluster while
+    the training step runs. With workers, these read whole windows in turn and batches are
+    cut here, so that the batches and their order are the same for any num_workers.
+
+    Args:
+        dataset: With a batch_size.
+        num_workers: DataLoader worker processes.
+        **torch_options: As for torch.utils.data.DataLoader: multiprocessing_context,
+            persistent_workers, prefetch_factor (windows), pin_memory, timeout,
+            worker_init_fn, ...
+
+    Raises:
+        ConfigError: The dataset is not a ParquetDataset with a batch_size, or an option
+            would batch or sample again.
+    """
+
+    # Accelerate would otherwise share the batches out a second time, and half the rows on
+    # two ranks would be lost without a word.
+    _is_accelerate_prepared = True
+
+    def __init__(
+        self, dataset: ParquetDataset, *, num_workers: int = 0, **torch_options: Any
+    ) -> None:
+        if not isinstance(dataset, ParquetDataset):
+            raise ConfigError(
+                f"dataset={dataset!r} is not a dask_loader.ParquetDataset; use "
+                "torch.utils.data.DataLoader for other datasets"
+            )
+        if dataset.batch_size is None:
+            raise ConfigError(
+                "the dataset yields single rows (batch_size=None); give it a batch_size, "
+                "or use torch.utils.data.DataLoader(dataset, batch_size=...)"
+            )
+        for name in _NO_SAMPLING:
+            torch_options.pop(name, None)
+        for name in ("batch_size", "shuffle", "drop_last"):
+            value = torch_options.pop(name, None)
+            if value not in (None, False, 1):
+                raise ConfigError(
+                    f"{name}={value!r} is the dataset's: give it to ParquetDataset"
+                )
+        self._parquet = dataset
+        user_init = torch_options.pop("worker_init_fn", None)
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            collate_fn=_identity,
+            worker_init_fn=_WorkerInit(user_init),
+            **torch_options,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the dataset's next one."""
+        self._parquet.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
+        """Begin the next epoch."""
+        if self.num_workers == 0:
+            return super().__iter__()
+        return self._cut_windows()
+
+    def _cut_windows(self) -> Iterator[Any]:
+        # Counted here, so that a killed worker cannot get out of step with the others.
+        run = self._parquet.begin_epoch()
+        windows = super().__iter__()
+
+        def take() -> WindowData:
+            item = next(windows)
+            if isinstance(item, SentError):
+                raise item.error
+            return receive(item)
+
+        yield from self._parquet.cut(run, take)
+
+
+class _WorkerInit:
+    """Tells a worker's copy of the dataset to send whole windows. Pickles (spawn)."""
+
+    def __init__(self, user_init: Callable[[int], None] | None) -> None:
+        self._user_init = user_init
+
+    def __call__(self, worker_id: int) -> None:
+        info = get_worker_info()
+        assert info is not None
+        info.dataset.send_windows()  # type: ignore[attr-defined]
+        if self._user_init is not None:
+            self._user_init(worker_id)
+
+
+def _identity(batch: Any) -> Any:
+    return batch

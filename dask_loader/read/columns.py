@@ -1,0 +1,103 @@
+"""Arrow arrays into fixed-layout NumPy columns, by copying: never a view on Arrow's memory.
+
+Tensors are the user's to write into, and Arrow's buffers may be shared, cached or mapped
+read-only. The copy into a warm block costs about a tenth of decoding.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+
+class Flat(NamedTuple):
+    """The elements of an array without their nesting.
+
+    Attributes:
+        values: All elements, undefined where null; a view on Arrow's memory or a copy.
+        valid: Which elements are no nulls, bool, same length; None if all.
+        null_count: Null elements, and null lists counted as one each.
+    """
+
+    values: NDArray[np.generic]
+    valid: NDArray[np.bool_] | None
+    null_count: int
+
+
+def flatten(array: pa.Array) -> Flat:
+    """Return the elements of an array.
+
+    Not by Array.flatten(), which drops null lists, and not by Array.to_numpy(), which turns
+    integers with nulls into floats.
+
+    Args:
+        array: Of numbers, bool, time-like, or fixed-size lists of them.
+    """
+    kind = array.type
+    if not pa.types.is_fixed_size_list(kind):
+        valid = _bits(array.buffers()[0], array) if array.null_count else None
+        return Flat(_values(array), valid, array.null_count)
+    width = kind.list_size
+    inner = flatten(array.values.slice(array.offset * width, len(array) * width))
+    if not array.null_count:
+        return inner
+    valid = np.repeat(_bits(array.buffers()[0], array), width)
+    if inner.valid is not None:
+        valid &= inner.valid
+    return Flat(inner.values, valid, array.null_count + inner.null_count)
+
+
+def copy_fixed(array: pa.Array, out: NDArray[np.generic], fill: Any | None) -> int:
+    """Copy an array into out, putting fill in place of nulls.
+
+    Args:
+        array: Numbers, bool, time-like, or fixed-size lists of them.
+        out: One row for each of the array's, shape (rows, *row shape).
+        fill: Value for nulls; None where they are not allowed.
+
+    Returns:
+        Nulls found; if there are any and fill is None, out is undefined.
+    """
+    flat = flatten(array)
+    if flat.null_count and fill is None:
+        return flat.null_count
+    np.copyto(out.reshape(-1), flat.values, casting="same_kind")
+    if flat.valid is not None:
+        np.copyto(out.reshape(-1), np.array(fill).astype(out.dtype), where=~flat.valid)
+    return flat.null_count
+
+
+def fill_text(array: pa.Array, fill: str | bytes | None) -> pa.Array:
+    """Replace nulls of a text column; None keeps them."""
+    if fill is None or not array.null_count:
+        return array
+    return pc.fill_null(array, pa.scalar(fill).cast(array.type))
+
+
+def _values(array: pa.Array) -> NDArray[np.generic]:
+    kind, data = array.type, array.buffers()[1]
+    if pa.types.is_boolean(kind):
+        return _bits(data, array)
+    bits = kind.bit_width
+    if pa.types.is_temporal(kind):
+        dtype = np.dtype(f"i{bits // 8}")
+    else:
+        dtype = np.dtype(kind.to_pandas_dtype())
+    if data is None:
+        return np.zeros(len(array), dtype=dtype)
+    start = array.offset * dtype.itemsize
+    return np.frombuffer(data, dtype=dtype, count=len(array), offset=start)
+
+
+def _bits(bitmap: pa.Buffer | None, array: pa.Array) -> NDArray[np.bool_]:
+    if bitmap is None:
+        return np.ones(len(array), dtype=np.bool_)
+    first, skip = divmod(array.offset, 8)
+    num_bytes = -(-(skip + len(array)) // 8)
+    packed = np.frombuffer(bitmap, dtype=np.uint8, count=num_bytes, offset=first)
+    bits = np.unpackbits(packed, count=skip + len(array), bitorder="little")
+    return bits[skip:].view(np.bool_)

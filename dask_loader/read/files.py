@@ -1,0 +1,122 @@
+"""Open Parquet files, kept open between windows and lent to one thread at a time."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from dask_loader.catalog.storage import Stamp, Storage, open_error
+from dask_loader.errors import BadFileError, DataChangedError
+
+# Footers of wide tables take megabytes, and each handle a descriptor.
+_MAX_IDLE = 32
+# A plain read would hold the whole compressed column chunk. Local files are mapped.
+_BUFFER_BYTES = 1 << 20
+
+
+class OpenFiles:
+    """Lends open files.
+
+    A Parquet reader serves one thread at a time, so each borrower has one of its own.
+    Thread-safe. close() may be called twice; a handle that is lent then is closed when it
+    comes back.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: OrderedDict[tuple[Any, ...], list[pq.ParquetFile]] = OrderedDict()
+        self._footers: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._closed = False
+
+    @contextmanager
+    def borrow(
+        self, storage: Storage, path: str, stamp: Stamp, *, verify_checksums: bool
+    ) -> Iterator[pq.ParquetFile]:
+        """Lend the file, after a look whether it still is the one the catalog knows.
+
+        Raises:
+            DataChangedError: It is not, or is gone.
+            BadFileError: It cannot be opened.
+        """
+        storage.check(path, stamp)
+        key = (storage, path, stamp, verify_checksums)
+        file = self._take(key) or self._open(key)
+        try:
+            yield file
+        except BaseException:
+            file.close()
+            raise
+        self._put(key, file)
+
+    def close(self) -> None:
+        """Close all idle files."""
+        with self._lock:
+            self._closed = True
+            files = [file for idle in self._idle.values() for file in idle]
+            self._idle.clear()
+            self._footers.clear()
+        for file in files:
+            file.close()
+
+    def _take(self, key: tuple[Any, ...]) -> pq.ParquetFile | None:
+        with self._lock:
+            idle = self._idle.get(key)
+            file = idle.pop() if idle else None
+            if idle is not None and not idle:
+                del self._idle[key]
+            return file
+
+    def _put(self, key: tuple[Any, ...], file: pq.ParquetFile) -> None:
+        surplus = [file]
+        with self._lock:
+            if not self._closed:
+                self._idle.setdefault(key, []).append(file)
+                self._idle.move_to_end(key)
+                surplus = []
+                while sum(map(len, self._idle.values())) > _MAX_IDLE:
+                    surplus += self._idle.popitem(last=False)[1]
+        for old in surplus:
+            old.close()
+
+    def _open(self, key: tuple[Any, ...]) -> pq.ParquetFile:
+        storage, path, _, verify_checksums = key
+        with self._lock:
+            footer = self._footers.get(key)
+        try:
+            file = pq.ParquetFile(
+                path,
+                filesystem=storage.arrow(),
+                metadata=footer,
+                memory_map=storage.is_local,
+                buffer_size=0 if storage.is_local else _BUFFER_BYTES,
+                pre_buffer=False,
+                page_checksum_verification=verify_checksums,
+            )
+        except FileNotFoundError as error:
+            raise DataChangedError(
+                f"{path!r} was there when the dataset was made and is gone ({error}); "
+                "make the dataset again",
+                path=path,
+            ) from error
+        except Exception as error:  # Arrow has no common class, see open_error
+            raise open_error(path, error) from error
+        with self._lock:
+            self._footers[key] = file.metadata
+            while len(self._footers) > _MAX_IDLE:
+                self._footers.popitem(last=False)
+        return file
+
+
+def decode_error(path: str, row_group: int, error: Exception) -> BadFileError:
+    """Describe a row group that cannot be decoded."""
+    return BadFileError(
+        f"cannot decode row group {row_group} of {path!r}: {error}; the file is damaged "
+        "or was written by a faulty program: rewrite it, or leave it out of the path",
+        path=path,
+        row_group=row_group,
+    )

@@ -1,0 +1,71 @@
+"""What a reader is told: plain values that travel to a thread or a Dask worker."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from dask_loader.catalog.forms import Form
+from dask_loader.catalog.storage import Stamp, Storage
+from dask_loader.read.nulls import NullPolicy
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReadOptions:
+    """What is the same for all windows of a dataset.
+
+    Attributes:
+        storage: Where the files lie.
+        forms: The columns to deliver, in order.
+        nulls: What becomes of nulls.
+        expression: Keeps the rows for which it is true; all where None.
+        filter_columns: The columns that the expression reads.
+        verify_checksums: Check the pages' checksums where there are any.
+    """
+
+    storage: Storage
+    forms: tuple[Form, ...]
+    nulls: NullPolicy
+    expression: Any = None
+    filter_columns: tuple[str, ...] = ()
+    verify_checksums: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SliceTask:
+    """Kept rows [start, stop) of one row group.
+
+    Attributes:
+        path: The file.
+        stamp: The version that the catalog knows.
+        row_group: Index in the file.
+        group_rows: Rows of the row group before filtering.
+        start: First row, counted after filtering.
+        stop: One past the last.
+    """
+
+    path: str
+    stamp: Stamp
+    row_group: int
+    group_rows: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WindowTask:
+    """One window to read.
+
+    Attributes:
+        options: Same for all windows.
+        slices: In order.
+        num_rows: Rows of all slices.
+        key: Key of the permutation that mixes the rows; None keeps their order.
+        num_bytes: Decoded bytes, as the plan reckons them.
+    """
+
+    options: ReadOptions
+    slices: tuple[SliceTask, ...]
+    num_rows: int
+    key: tuple[object, ...] | None
+    num_bytes: int

@@ -1,0 +1,132 @@
+"""One epoch for one rank: options, catalog and world turned into a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dask_loader.catalog.catalog import Catalog
+from dask_loader.options import DatasetOptions, check_memory
+from dask_loader.plan.epoch import Epoch, Groups, Order, default_num_splits
+from dask_loader.plan.share import Deal
+from dask_loader.world import World
+
+# batch_size=None: rows are taken from steps of this many.
+ROWS_PER_STEP = 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Run:
+    """What a rank reads in one epoch, and in which order.
+
+    Attributes:
+        epoch: Splits and windows.
+        deal: Steps and shares.
+        world: Which rank.
+        rows_turn: Steps in a DataLoader worker's turn when it hands out single rows.
+    """
+
+    epoch: Epoch
+    deal: Deal
+    world: World
+    rows_turn: int
+
+    @property
+    def num_steps(self) -> int:
+        """Batches of this rank."""
+        return self.deal.num_steps(self.world.rank)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of this rank, pads included."""
+        return self.deal.num_rank_rows(self.world.rank)
+
+
+def groups_of(catalog: Catalog) -> Groups:
+    """Return the catalog's numbers for the plan."""
+    return Groups(
+        num_rows=catalog.num_rows,
+        num_bytes=catalog.num_bytes,
+        num_kept=catalog.num_kept,
+    )
+
+
+def auto_num_splits(catalog: Catalog, options: DatasetOptions, world: World) -> int:
+    """Return num_splits: the user's, or the default for this world."""
+    if options.num_splits is not None:
+        return options.num_splits
+    return default_num_splits(
+        groups_of(catalog),
+        shuffle=options.shuffle,
+        world_size=world.world_size,
+        window_bytes=window_bytes(catalog, options),
+        memory_limit=options.memory_bytes,
+    )
+
+
+def window_bytes(catalog: Catalog, options: DatasetOptions) -> int:
+    """Return the decoded bytes of a window, at most (a row more or less)."""
+    window, in_bytes = options.window
+    total = groups_of(catalog).kept_bytes
+    if in_bytes:
+        return min(window, max(total, 1))
+    row_bytes = catalog.num_bytes // np.maximum(catalog.num_rows, 1)
+    return min(window * int(row_bytes.max(initial=1)), max(total, 1))
+
+
+def make_deal(
+    catalog: Catalog, options: DatasetOptions, world: World, *, num_splits: int
+) -> Deal:
+    """Return how the epoch is dealt over the ranks."""
+    return Deal(
+        num_rows=catalog.total_rows,
+        num_splits=num_splits,
+        world_size=world.world_size,
+        batch_size=options.batch_size or ROWS_PER_STEP,
+        uneven=options.uneven,
+        drop_last=options.drop_last,
+    )
+
+
+def make_run(
+    catalog: Catalog,
+    options: DatasetOptions,
+    world: World,
+    *,
+    epoch: int,
+    num_splits: int,
+) -> Run:
+    """Plan one epoch for one rank. Nothing is read.
+
+    Raises:
+        PlanError: It cannot be kept within memory_limit.
+    """
+    deal = make_deal(catalog, options, world, num_splits=num_splits)
+    in_hand = deal.splits_in_hand(world.rank)
+    size = window_bytes(catalog, options)
+    check_memory(
+        splits_in_hand=in_hand,
+        window_bytes=size,
+        memory_bytes=options.memory_bytes,
+        num_splits=num_splits,
+        world_size=world.world_size,
+    )
+    window, in_bytes = options.window
+    order = Order(
+        shuffle=options.shuffle,
+        seed=options.seed,
+        num_splits=num_splits,
+        window=window,
+        window_in_bytes=in_bytes,
+    )
+    # A worker's turn of rows is as long as the windows in hand, so that few windows are
+    # read by two workers.
+    row_bytes = max(1, groups_of(catalog).kept_bytes // max(1, catalog.total_rows))
+    turn = max(1, in_hand * size // row_bytes // ROWS_PER_STEP)
+    return Run(
+        epoch=Epoch(groups_of(catalog), order, epoch),
+        deal=deal,
+        world=world,
+        rows_turn=turn,
+    )

@@ -1,0 +1,82 @@
+"""Slabs: blocks of memory that are used again once nobody looks at them any more.
+
+Touching memory for the first time costs several times as much as copying into memory
+that has been used before, so a window's block comes from a pool. A block that is handed
+out is a lease: a fresh array over the slab. Every column, batch slice, tensor or NumPy
+view made from it keeps the lease alive, and when the last of them is gone the slab goes
+back to the pool, whichever thread lets go of it.
+
+Who calls: lease() from any thread. The finalizer may run in any thread, inside a garbage
+collection too, so it only appends to a deque. Nothing needs closing: slabs are ordinary
+private memory, freed with the pool and the last lease.
+"""
+
+from __future__ import annotations
+
+import mmap
+import threading
+import weakref
+from collections import deque
+
+import numpy as np
+
+from dask_loader.transfer.window import Block
+
+# Private: a shared anonymous map would be one memory for a forked DataLoader worker and
+# its parent.
+_MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+class SlabPool:
+    """Reuses up to max_bytes of slabs; beyond that, memory is allocated and forgotten."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._free: deque[mmap.mmap] = deque()
+        self._owned_bytes = 0
+
+    @property
+    def owned_bytes(self) -> int:
+        """Bytes of all slabs of the pool, leased or free."""
+        return self._owned_bytes
+
+    @property
+    def free_bytes(self) -> int:
+        """Bytes of the slabs that nobody looks at."""
+        return sum(len(slab) for slab in list(self._free))
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the pool has reached its size and most of it is leased out.
+
+        Then someone keeps slices of many windows, and should be given copies instead.
+        """
+        full = self._owned_bytes >= self.max_bytes // 2
+        return full and self.free_bytes < self._owned_bytes // 4
+
+    def lease(self, num_bytes: int) -> Block:
+        """Return a writable uint8 array of this length, its content undefined."""
+        if num_bytes == 0:
+            return np.empty(0, dtype=np.uint8)
+        slab = self._take(num_bytes)
+        if slab is None:
+            return np.empty(num_bytes, dtype=np.uint8)
+        lease = np.frombuffer(slab, dtype=np.uint8, count=num_bytes)
+        weakref.finalize(lease, self._free.append, slab).atexit = False
+        return lease
+
+    def _take(self, num_bytes: int) -> mmap.mmap | None:
+        with self._lock:
+            for _ in range(len(self._free)):
+                slab = self._free.popleft()
+                if len(slab) >= num_bytes:
+                    return slab
+                self._free.append(slab)
+            # None fits. Smaller free ones make room, since windows differ little in size.
+            while self._free and self._owned_bytes + num_bytes > self.max_bytes:
+                self._owned_bytes -= len(self._free.popleft())
+            if self._owned_bytes + num_bytes > self.max_bytes:
+                return None
+            self._owned_bytes += num_bytes
+        return mmap.mmap(-1, num_bytes, flags=_MAP_FLAGS)
