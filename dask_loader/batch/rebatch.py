@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dask_loader.batch.tensors import Batch, Column, TensorWindow, join
+from dask_loader.batch.tensors import Batch, TensorWindow, make_batch
 from dask_loader.plan.schedule import Piece, Step
 from dask_loader.transfer.window import WindowData
 
@@ -52,12 +52,9 @@ class Rebatcher:
         Tensors have shape (rows, *row shape). They are the caller's to write into: views
         on memory that no other batch uses, or copies.
         """
-        pieces = self._pieces(step)
+        # A pad is a copy of a row that someone else has, or had, under another tensor.
         copy = step.pad is not None or self._must_copy()
-        batch = {
-            name: join([self._column(name, piece) for piece in pieces], copy=copy)
-            for name in self._names
-        }
+        batch = make_batch(self._names, self._pieces(step), copy=copy)
         self._finish(step)
         return batch
 
@@ -66,19 +63,19 @@ class Rebatcher:
 
         Numbers are NumPy scalars, fixed-size lists NumPy arrays, text str or bytes.
         """
-        pieces = self._pieces(step)
         order = _position_order(step.pieces, num_splits)
-        order += range(len(order), sum(p.stop - p.start for p in pieces))
+        if step.pad is not None:
+            order.append(len(order))
+        batch = make_batch(self._names, self._pieces(step), copy=True)
         columns = []
-        for name in self._names:
-            column = join([self._column(name, piece) for piece in pieces], copy=True)
+        for column in batch.values():
             items = column.numpy() if isinstance(column, torch.Tensor) else column
             columns.append([items[i] for i in order])
         self._finish(step)
         for values in zip(*columns, strict=True):
             yield dict(zip(self._names, values, strict=True))
 
-    def _pieces(self, step: Step) -> list[Piece]:
+    def _pieces(self, step: Step) -> list[tuple[TensorWindow, int, int]]:
         for request in step.opened:
             if request.number != self._num_taken:
                 raise AssertionError(
@@ -86,10 +83,8 @@ class Rebatcher:
                 )
             self._windows[request.number] = TensorWindow(self._take())
             self._num_taken += 1
-        return [*step.pieces, *([step.pad] if step.pad is not None else [])]
-
-    def _column(self, name: str, piece: Piece) -> Column:
-        return self._windows[piece.request].column(name, piece.start, piece.stop)
+        pieces = step.pieces if step.pad is None else (*step.pieces, step.pad)
+        return [(self._windows[p.request], p.start, p.stop) for p in pieces]
 
     def _finish(self, step: Step) -> None:
         for number in step.finished:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from dask_loader.transfer.texts import pack_texts, unpack_texts
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.window import WindowData, make_group
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +21,13 @@ class Sent:
 
     Attributes:
         num_rows: Rows of each column.
-        columns: For each fixed-width column: name, NumPy dtype, shape, first byte.
-        block: uint8, shape (bytes,), in shared memory; the fixed-width columns.
+        groups: For each group of columns: names, dtype, row shape, bytes of its block.
+        block: uint8, shape (bytes,), in shared memory; the groups' blocks end to end.
         texts: The other columns as an Arrow IPC stream, or b"".
     """
 
     num_rows: int
-    columns: tuple[tuple[str, str, tuple[int, ...], int], ...]
+    groups: tuple[tuple[tuple[str, ...], str, tuple[int, ...], int], ...]
     block: torch.Tensor
     texts: bytes
 
@@ -42,28 +41,27 @@ class SentError:
 
 def send(window: WindowData) -> Sent:
     """Copy a window into shared memory."""
-    columns, start = [], 0
-    for name, array in window.arrays.items():
-        columns.append((name, array.dtype.str, array.shape, start))
-        start += -(-array.nbytes // 64) * 64
+    groups = tuple((g.names, g.dtype, g.shape, g.block.nbytes) for g in window.groups)
+    total = sum(num_bytes for *_, num_bytes in groups)
     # What torch's own collate function uses to build batches in shared memory.
-    storage = torch.UntypedStorage._new_shared(max(start, 1))  # type: ignore[no-untyped-call]
+    storage = torch.UntypedStorage._new_shared(max(total, 1))  # type: ignore[no-untyped-call]
     block = torch.empty(0, dtype=torch.uint8).set_(storage)
-    memory = block.numpy()
-    for (_, _, _, at), array in zip(columns, window.arrays.values(), strict=True):
-        memory[at : at + array.nbytes] = array.reshape(-1).view(np.uint8)
+    memory, start = block.numpy(), 0
+    for group in window.groups:
+        memory[start : start + group.block.nbytes] = group.block
+        start += group.block.nbytes
     texts = pack_texts(window.texts).to_pybytes() if window.texts else b""
-    return Sent(window.num_rows, tuple(columns), block, texts)
+    return Sent(window.num_rows, groups, block, texts)
 
 
 def receive(sent: Sent) -> WindowData:
     """Open a window; its arrays are views on memory that is now ours alone."""
-    memory = sent.block.numpy()
+    memory, start = sent.block.numpy(), 0
     window = WindowData(sent.num_rows)
-    for name, dtype, shape, at in sent.columns:
-        kind = np.dtype(dtype)
-        length = int(np.prod(shape, dtype=np.int64)) * kind.itemsize
-        window.arrays[name] = memory[at : at + length].view(kind).reshape(shape)
+    for names, dtype, shape, num_bytes in sent.groups:
+        block = memory[start : start + num_bytes]
+        window.groups.append(make_group(names, dtype, shape, sent.num_rows, block))
+        start += num_bytes
     if sent.texts:
         window.texts = unpack_texts(sent.texts)
     return window

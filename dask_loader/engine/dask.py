@@ -151,15 +151,11 @@ class DaskEngine:
     def _await_done(
         self, future: Any, what: str, given_up: threading.Event | None
     ) -> None:
+        # Not distributed.wait(): it asks for a default client, and ours is none.
+        done = threading.Event()
+        future.add_done_callback(lambda _: done.set())
         lonely_s = 0.0
-        while True:
-            try:
-                distributed.wait([future], timeout=_LOOK_AROUND_S)
-                return
-            except (TimeoutError, distributed.TimeoutError):
-                pass
-            except distributed.CancelledError:
-                return
+        while not done.wait(_LOOK_AROUND_S):
             if self._stop.is_set() or (given_up is not None and given_up.is_set()):
                 raise ClosedError(f"{what} was given up")
             lonely_s = 0.0 if self._ask_threads() else lonely_s + _LOOK_AROUND_S

@@ -43,14 +43,15 @@ def read_window(task: WindowTask, files: OpenFiles, allocate: Allocate) -> Windo
     options = task.options
     fixed = [form for form in options.forms if form.is_fixed]
     block = allocate(block_bytes(fixed, task.num_rows))
-    arrays = lay_out(fixed, task.num_rows, block)
+    window = WindowData(task.num_rows, lay_out(fixed, task.num_rows, block))
     order = None if task.key is None else permutation(task.num_rows, *task.key)
-    waiting = {}
+    waiting: dict[str, NDArray[np.generic]] = {}
     if order is not None:
         narrow = [form for form in fixed if not form.shape]
         scratch = allocate(block_bytes(narrow, task.num_rows))
-        waiting = lay_out(narrow, task.num_rows, scratch)
-    sink = _Sink(task, arrays, waiting, order)
+        rough = WindowData(task.num_rows, lay_out(narrow, task.num_rows, scratch))
+        waiting = rough.arrays
+    sink = _Sink(task, window, waiting, order)
     start = 0
     for piece in task.slices:
         with files.borrow(
@@ -125,12 +126,13 @@ class _Sink:
     def __init__(
         self,
         task: WindowTask,
-        arrays: dict[str, NDArray[np.generic]],
+        window: WindowData,
         waiting: dict[str, NDArray[np.generic]],
         order: Ints | None,
     ) -> None:
         self._task = task
-        self._arrays = arrays
+        self._window = window
+        self._arrays = window.arrays
         self._waiting = waiting
         self._order = order
         self._inverse: Ints | None = None
@@ -162,18 +164,17 @@ class _Sink:
 
     def finish(self) -> WindowData:
         """Return the window once all pieces are in."""
-        task, window = self._task, WindowData(self._task.num_rows, self._arrays)
         for name, waiting in self._waiting.items():
             # mode="wrap" skips the check of each index and writes straight into out.
             assert self._order is not None
             np.take(waiting, self._order, out=self._arrays[name], mode="wrap")
-        for form in task.options.forms:
+        for form in self._task.options.forms:
             if not form.is_fixed:
                 text = _concat(self._texts.get(form.name, []))
                 if self._order is not None:
                     text = text.take(pa.array(self._order))
-                window.texts[form.name] = text
-        return window
+                self._window.texts[form.name] = text
+        return self._window
 
     def _places(self) -> Ints:
         if self._inverse is None:

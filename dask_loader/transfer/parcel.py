@@ -1,12 +1,12 @@
-"""A window packed for another process: each column one out-of-band buffer.
+"""A window packed for another process: each group of columns one out-of-band buffer.
 
 Pickle protocol 5 lets Dask send the buffers as frames of their own, without copying them
-in Python. The receiver gets one fresh writable buffer for each column.
+in Python. The receiver gets one fresh writable buffer for each group.
 
 Two habits of distributed's tcp comm decide the form. The first out-of-band buffer is read
 together with the message's head and arrives at an odd address, so an empty-handed dummy
 goes first. And buffers above the comm's shard size (64 MiB by default) arrive in parts
-that are joined by a copy, so columns are not packed into one.
+that are joined by a copy, so a window is not packed into one.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from dask_loader.transfer.texts import pack_texts, unpack_texts
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.window import WindowData, make_group
 
 _DUMMY_BYTES = 8
 
@@ -41,10 +40,10 @@ class Parcel:
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Parcel], Any]:
         """Take the buffers out of band."""
         window = self._window
-        shapes = [(n, a.dtype.str, a.shape) for n, a in window.arrays.items()]
+        shapes = [(g.names, g.dtype, g.shape) for g in window.groups]
         wrap = pickle.PickleBuffer if protocol >= 5 else bytes
-        buffers: list[Any] = [wrap(memoryview(bytearray(_DUMMY_BYTES)))]
-        buffers += [wrap(_as_bytes(a)) for a in window.arrays.values()]
+        buffers: list[Any] = [wrap(bytearray(_DUMMY_BYTES))]
+        buffers += [wrap(group.block.data) for group in window.groups]
         if window.texts:
             buffers.append(wrap(pack_texts(window.texts)))
         return _rebuild, (window.num_rows, shapes, bool(window.texts), buffers)
@@ -52,20 +51,16 @@ class Parcel:
 
 def _rebuild(
     num_rows: int,
-    shapes: list[tuple[str, str, tuple[int, ...]]],
+    shapes: list[tuple[tuple[str, ...], str, tuple[int, ...]]],
     has_texts: bool,
     buffers: list[Any],
 ) -> Parcel:
     window = WindowData(num_rows)
-    for (name, dtype, shape), buffer in zip(shapes, buffers[1:], strict=False):
-        flat = np.frombuffer(buffer, dtype=np.uint8)
-        if not flat.flags.writeable or flat.ctypes.data % np.dtype(dtype).alignment:
-            flat = flat.copy()
-        window.arrays[name] = flat.view(dtype).reshape(shape)
+    for (names, dtype, shape), buffer in zip(shapes, buffers[1:], strict=False):
+        block = np.frombuffer(buffer, dtype=np.uint8)
+        if not block.flags.writeable or block.ctypes.data % np.dtype(dtype).alignment:
+            block = block.copy()
+        window.groups.append(make_group(names, dtype, shape, num_rows, block))
     if has_texts:
         window.texts = unpack_texts(buffers[-1])
     return Parcel(window)
-
-
-def _as_bytes(array: NDArray[np.generic]) -> memoryview:
-    return array.reshape(-1).view(np.uint8).data

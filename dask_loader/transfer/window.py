@@ -1,14 +1,17 @@
-"""A window in hand: columns of one length, and how they are laid out in one block.
+"""A window in hand: columns of one length, laid out side by side in few blocks.
 
-Layout of a block: the fixed-width columns one after the other, each [rows, *row shape] in
-C order and starting at a multiple of 64 bytes (a cache line, and what Arrow aligns to).
-Text and binary stay Arrow arrays beside the block.
+Columns of one dtype and row shape lie in one array [columns, rows, *row shape], so that
+the pieces of a batch are cut and joined for many columns at once: with 40 columns that is
+most of the consumer's work. A group is kept below a size that Dask's comm sends in one
+frame. Each column begins at a multiple of 64 bytes (a cache line, and what Arrow aligns
+to). Text and binary stay Arrow arrays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +20,32 @@ from numpy.typing import NDArray
 from dask_loader.catalog.forms import Form
 
 _ALIGNMENT = 64
+# A group takes at most this part of a row, so that a group of a 64 MiB window stays far
+# below the 64 MiB at which distributed splits a frame and joins the parts by a copy. It
+# must not depend on the window: pieces of several windows are joined group by group.
+_MAX_GROUP_SHARE = 1 / 4
 
 Block = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnGroup:
+    """Columns of one dtype and row shape.
+
+    Attributes:
+        names: The columns.
+        dtype: Theirs, as text.
+        shape: Shape of one row.
+        block: uint8, aligned, writable; the columns one after the other, each padded. It
+            belongs to whoever holds the window: nobody else reads or writes it.
+        data: View on the block, shape (columns, rows, *row shape); each column contiguous.
+    """
+
+    names: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    block: Block
+    data: NDArray[np.generic]
 
 
 @dataclass(slots=True)
@@ -27,19 +54,23 @@ class WindowData:
 
     Attributes:
         num_rows: Rows in each column.
-        arrays: Fixed-width columns, shape (rows, *row shape), writable, each aligned. They
-            belong to whoever holds the window: nobody else reads or writes them.
+        groups: The fixed-width columns.
         texts: Text and binary columns, immutable.
     """
 
     num_rows: int
-    arrays: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    groups: list[ColumnGroup] = field(default_factory=list)
     texts: dict[str, pa.Array] = field(default_factory=dict)
+
+    @property
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """The fixed-width columns by name, shape (rows, *row shape); views."""
+        return {n: c for g in self.groups for n, c in zip(g.names, g.data, strict=True)}
 
     @property
     def num_bytes(self) -> int:
         """Decoded bytes held."""
-        fixed = sum(array.nbytes for array in self.arrays.values())
+        fixed = sum(group.data.nbytes for group in self.groups)
         return fixed + sum(int(text.nbytes) for text in self.texts.values())
 
     def __sizeof__(self) -> int:
@@ -52,29 +83,52 @@ def block_bytes(forms: Sequence[Form], num_rows: int) -> int:
     return sum(_padded(form.row_bytes * num_rows) for form in forms)
 
 
-def lay_out(
-    forms: Sequence[Form], num_rows: int, block: Block
-) -> dict[str, NDArray[np.generic]]:
-    """Cut a block into columns.
+def lay_out(forms: Sequence[Form], num_rows: int, block: Block) -> list[ColumnGroup]:
+    """Cut a block into groups of columns.
 
     Args:
-        forms: The columns in order; text takes no place.
+        forms: The columns; text takes no place.
         num_rows: Rows of each.
         block: uint8, at least block_bytes long, aligned, writable.
-
-    Returns:
-        Views on the block, by name, shape (rows, *row shape).
     """
-    arrays: dict[str, NDArray[np.generic]] = {}
-    start = 0
-    for form in forms:
-        if not form.is_fixed:
-            continue
-        length = form.row_bytes * num_rows
-        column = block[start : start + length].view(form.dtype)
-        arrays[form.name] = column.reshape(num_rows, *form.shape)
-        start += _padded(length)
-    return arrays
+    groups, start = [], 0
+    for members in _grouped(forms):
+        form = members[0]
+        stop = start + len(members) * _padded(form.row_bytes * num_rows)
+        names = tuple(member.name for member in members)
+        part = block[start:stop]
+        groups.append(make_group(names, form.dtype, form.shape, num_rows, part))
+        start = stop
+    return groups
+
+
+def make_group(
+    names: tuple[str, ...],
+    dtype: str,
+    shape: tuple[int, ...],
+    num_rows: int,
+    block: Block,
+) -> ColumnGroup:
+    """Put a group over its block."""
+    columns = block.view(dtype).reshape(len(names), -1)
+    items = num_rows * int(np.prod(shape, dtype=np.int64))
+    data = columns[:, :items].reshape(len(names), num_rows, *shape)
+    return ColumnGroup(names, dtype, shape, block, data)
+
+
+def _grouped(forms: Sequence[Form]) -> Iterator[list[Form]]:
+    # sorted() is stable: columns of one kind keep their order.
+    fixed = sorted((f for f in forms if f.is_fixed), key=_kind)
+    row_bytes = sum(form.row_bytes for form in fixed)
+    for _, members in groupby(fixed, key=_kind):
+        alike = list(members)
+        share = int(row_bytes * _MAX_GROUP_SHARE) // max(1, alike[0].row_bytes)
+        for i in range(0, len(alike), max(1, share)):
+            yield alike[i : i + max(1, share)]
+
+
+def _kind(form: Form) -> tuple[str, tuple[int, ...]]:
+    return form.dtype, form.shape
 
 
 def _padded(num_bytes: int) -> int:
