@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def main(argv: list[str] | None = None) -> int:
                 )
                 stack.enter_context(dataset)
                 name = f"{where}{', shuffled' if shuffle else ''}"
-                ways[name] = lambda dataset=dataset: consume(dataset)
+                ways[name] = partial(consume, dataset)
         chosen = {n: w for n, w in ways.items() if not args.only or n in args.only}
         chosen["LIMIT"] = ways["LIMIT"]
         seconds = measure(chosen, args.repeats)

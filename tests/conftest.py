@@ -12,24 +12,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-# Distributed keeps these for the life of the process, one of each; they serve any
-# number of clusters and clients and are not started by the code under test.
-_PROCESS_WIDE_THREADS = (
-    "AsyncProcess Dask-Nanny",
-    "Profile",
-    "IO loop",
-    "asyncio_",
-    "Dask-Callback-Thread",
-    "Dask-Default-Threads",
-    "Dask-Offload",
-    "Dask-TCP-Executor",
-    "GC",
-    "ThreadPoolExecutor-",
-    "pymp",
-    "QueueFeederThread",
-    "watch message queue",
-    "process reaper",
-)
 _LEAK_DEADLINE_S = 20.0
 _POLL_S = 0.05
 

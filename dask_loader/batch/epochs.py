@@ -29,7 +29,7 @@ class EpochCounter:
     def __init__(self) -> None:
         places = _FIRST_SLOT + MAX_WORKERS * (MAX_WORKERS + 1) // 2
         self._cell = torch.zeros(places, dtype=torch.int64)
-        self._cell.share_memory_()  # type: ignore[no-untyped-call]
+        self._cell.share_memory_()
 
     def set(self, epoch: int) -> None:
         """Make `epoch` the next one."""
@@ -81,7 +81,7 @@ class EpochCounter:
     def __setstate__(self, state: dict[str, Any]) -> None:
         # Handed to a DataLoader worker the cell is the same memory; a copy shares its own.
         self._cell = state["_cell"]
-        self._cell.share_memory_()  # type: ignore[no-untyped-call]
+        self._cell.share_memory_()
 
 
 def _slot(num_workers: int) -> int:

@@ -44,7 +44,7 @@ def send(window: WindowData) -> Sent:
     groups = tuple((g.names, g.dtype, g.shape, g.block.nbytes) for g in window.groups)
     total = sum(num_bytes for *_, num_bytes in groups)
     # What torch's own collate function uses to build batches in shared memory.
-    storage = torch.UntypedStorage._new_shared(max(total, 1))  # type: ignore[no-untyped-call]
+    storage = torch.UntypedStorage._new_shared(max(total, 1))
     block = torch.empty(0, dtype=torch.uint8).set_(storage)
     memory, start = block.numpy(), 0
     for group in window.groups:
