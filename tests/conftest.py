@@ -9,8 +9,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+
+import cluster
 
 _LEAK_DEADLINE_S = 20.0
 _POLL_S = 0.05
@@ -70,3 +75,45 @@ def _nothing_left_behind() -> Iterator[None]:
     names = ("processes", "shared-memory files", "open files", "threads")
     leaks = {n: x for n, x in zip(names, left, strict=True) if x}
     assert not leaks, f"left behind: {leaks}"
+
+
+# A prime, so that no world size and no batch size divides it.
+SMALL_ROWS = 1009
+
+
+@pytest.fixture(scope="session")
+def local_cluster() -> Iterator[cluster.Cluster]:
+    """Two Dask workers, for all tests that break nothing.
+
+    Ask for it by name, or in a fixture of module scope or wider: begun inside a test it
+    would count as left behind.
+    """
+    with cluster.launch("local", workers=2) as launched:
+        yield launched
+
+
+@pytest.fixture(scope="session")
+def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three files with all kinds of columns; `id` is the row's number."""
+    folder = tmp_path_factory.mktemp("small")
+    rng = np.random.default_rng(0)
+    ids = np.arange(SMALL_ROWS)
+    vectors = pa.array(rng.random(SMALL_ROWS * 3, dtype=np.float32))
+    table = pa.table(
+        {
+            "id": ids,
+            "f32": rng.random(SMALL_ROWS, dtype=np.float32),
+            "f64": rng.standard_normal(SMALL_ROWS),
+            "u8": rng.integers(0, 256, SMALL_ROWS, dtype=np.uint8),
+            "i16": rng.integers(-9999, 9999, SMALL_ROWS, dtype=np.int16),
+            "flag": rng.random(SMALL_ROWS) < 0.5,
+            "when": pa.array(ids * 1_000_003, pa.timestamp("us", tz="UTC")),
+            "vec": pa.FixedSizeListArray.from_arrays(vectors, 3),
+            "name": [f"row {i} \N{SNOWMAN}" * (i % 4) for i in range(SMALL_ROWS)],
+            "raw": [bytes([i % 256]) * (i % 3) for i in range(SMALL_ROWS)],
+        }
+    )
+    for number, (start, stop) in enumerate(((0, 400), (400, 401), (401, SMALL_ROWS))):
+        part = table.slice(start, stop - start)
+        pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=67)
+    return folder

@@ -7,12 +7,14 @@ the trainer works on earlier ones; more would only hold more memory.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future as LocalFuture
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import distributed
@@ -38,6 +40,7 @@ _CONNECT_TIMEOUT_S = 15.0
 _LOOK_AROUND_S = 1.0
 _ASK_TIMEOUT_S = 10.0
 _HAND_OVER_THREADS = 2
+_CLOSE_WAIT_S = 5.0
 # A hand-over that outlasts worker_timeout is begun again this often: its worker may have
 # died, and the window is being read once more.
 _MAX_HAND_OVERS = 5
@@ -60,6 +63,7 @@ class DaskEngine:
         self._worker_timeout_s = worker_timeout_s
         self._token = f"{os.getpid():x}{uuid.uuid4().hex[:8]}"
         self._stop = threading.Event()
+        self._handing_over: set[LocalFuture[WindowData]] = set()
         self._client = _connect(where)
         self._executor = ThreadPoolExecutor(
             _HAND_OVER_THREADS, thread_name_prefix="dask-loader-hand-over"
@@ -109,13 +113,19 @@ class DaskEngine:
         )
         pending = _Pending(future)
         pending.taken = self._executor.submit(self._hand_over, future, task, pending)
+        self._handing_over.add(pending.taken)
+        pending.taken.add_done_callback(self._handing_over.discard)
         return pending
 
     def close(self) -> None:
         """Stop waiting, and disconnect; the scheduler then forgets our futures."""
         self._stop.set()
+        # A transfer that is cut off is logged as an error by its worker: let it end. A
+        # stuck one ends when the client does, and with it the wait for it.
+        wait(list(self._handing_over), timeout=_CLOSE_WAIT_S)
+        with _quiet(unless=self._client.status == "running"):
+            self._client.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._client.close()
 
     def _hand_over(
         self, future: Any, task: WindowTask, pending: _Pending
@@ -233,3 +243,19 @@ def _connect(where: Where) -> Any:
             f"{_CONNECT_TIMEOUT_S:g} s ({type(error).__name__}: {error}); check the "
             "address, that it runs, and for tls:// that client= carries its security"
         ) from error
+
+
+@contextlib.contextmanager
+def _quiet(*, unless: bool) -> Iterator[None]:
+    # A client that lost its scheduler and is closed while it tries to reconnect logs two
+    # tracebacks about having been told to stop.
+    names = () if unless else ("distributed.client", "distributed.utils")
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.CRITICAL)
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

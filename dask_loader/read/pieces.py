@@ -1,13 +1,13 @@
-"""The rows of a slice as a few Arrow arrays or tables, never more than a bound at once."""
+"""The rows of a slice as a few Arrow tables, never more than a bound at once."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import leaf_ranges
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import decode_error
@@ -17,6 +17,8 @@ from dask_loader.read.task import ReadOptions, SliceTask
 # back between chunks and touching it anew costs more than decoding.
 _PIECE_BYTES = 16 << 20
 _MIN_PIECE_ROWS = 4096
+# Columns that are decoded by one call together take about this much.
+_BUNDLE_BYTES = 8 << 20
 # Where the width of a row is not known (text), as pyarrow's own default.
 _TEXT_ROW_BYTES = 256
 
@@ -48,52 +50,44 @@ def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
         )
 
 
-def column_pieces(
-    file: pq.ParquetFile, task: SliceTask, leaves: range, row_bytes: int
-) -> Iterator[pa.Array]:
-    """Yield one column's rows of a slice that is not filtered, in order.
+def bundles(options: ReadOptions, num_rows: int) -> list[tuple[Form, ...]]:
+    """Divide the columns into those that are decoded together.
 
-    Raises:
-        BadFileError: It cannot be decoded, or rows are missing.
+    One by one would be best for the cache and the allocator, but between two calls a
+    reader must get hold of the interpreter, and a busy training loop makes it wait. Filters
+    need all columns at once.
     """
-    limit = piece_rows(row_bytes)
-    whole = task.start == 0 and task.stop == task.group_rows
-    if whole and task.group_rows <= limit:
-        tables: Iterator[Any] = iter([_read_group(file, task, leaves)])
-    else:
-        tables = _batches(file, task, leaves, limit)
-    position = 0
-    for table in tables:
-        column = table.column(0)
-        chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
-        for chunk in chunks:
-            low = max(task.start - position, 0)
-            high = min(task.stop - position, len(chunk))
-            if low < high:
-                yield chunk.slice(low, high - low)
-            position += len(chunk)
-        if position >= task.stop:
-            return
-    _require_rows(task, position)
+    if options.expression is not None:
+        return [options.forms]
+    found: list[list[Form]] = []
+    room = 0
+    for form in options.forms:
+        size = (form.row_bytes or _TEXT_ROW_BYTES) * num_rows
+        if size > room or not found:
+            found.append([])
+            room = _BUNDLE_BYTES
+        found[-1].append(form)
+        room -= size
+    return [tuple(bundle) for bundle in found]
 
 
 def table_pieces(
-    file: pq.ParquetFile, task: SliceTask, options: ReadOptions, names: Sequence[str]
+    file: pq.ParquetFile, task: SliceTask, options: ReadOptions, forms: Sequence[Form]
 ) -> Iterator[pa.Table]:
     """Yield the kept rows of a slice as tables with the columns asked for, in order.
 
     Raises:
         BadFileError: They cannot be decoded, or rows are missing.
     """
+    names = [form.name for form in forms]
     ranges = leaf_ranges(file.schema_arrow)
-    wanted = [
-        n for n in file.schema_arrow.names if n in {*names, *options.filter_columns}
-    ]
+    wanted = [n for n in ranges if n in {*names, *options.filter_columns}]
     leaves = [leaf for name in wanted for leaf in ranges[name]]
-    widths = [form.row_bytes or _TEXT_ROW_BYTES for form in options.forms]
+    limit = piece_rows(sum(form.row_bytes or _TEXT_ROW_BYTES for form in forms))
+    # From a row group of which all rows are wanted, one call takes them.
+    whole = task.stop - task.start == task.group_rows <= limit
     position = 0
-    for batch in _batches(file, task, leaves, piece_rows(sum(widths))):
-        table = pa.Table.from_batches([batch])
+    for table in (_whole if whole else _batches)(file, task, leaves, limit):
         if options.expression is not None:
             table = table.filter(options.expression)
         low = max(task.start - position, 0)
@@ -116,14 +110,17 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     leaves = [leaf for name in options.filter_columns for leaf in ranges[name]]
     limit = piece_rows(_TEXT_ROW_BYTES)
     return sum(
-        pa.Table.from_batches([batch]).filter(options.expression).num_rows
-        for batch in _batches(file, task, leaves, limit)
+        int(table.filter(options.expression).num_rows)
+        for table in _batches(file, task, leaves, limit)
     )
 
 
-def _read_group(file: pq.ParquetFile, task: SliceTask, leaves: range) -> pa.Table:
+def _whole(
+    file: pq.ParquetFile, task: SliceTask, leaves: Sequence[int], num_rows: int
+) -> Iterator[pa.Table]:
+    del num_rows
     try:
-        return file.reader.read_row_groups(
+        yield file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
     except Exception as error:  # Arrow has no common class, see open_error
@@ -132,14 +129,15 @@ def _read_group(file: pq.ParquetFile, task: SliceTask, leaves: range) -> pa.Tabl
 
 def _batches(
     file: pq.ParquetFile, task: SliceTask, leaves: Sequence[int], num_rows: int
-) -> Iterator[pa.RecordBatch]:
+) -> Iterator[pa.Table]:
     try:
-        yield from file.reader.iter_batches(
+        for batch in file.reader.iter_batches(
             num_rows,
             row_groups=[task.row_group],
             column_indices=list(leaves),
             use_threads=False,
-        )
+        ):
+            yield pa.Table.from_batches([batch])
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 

@@ -9,12 +9,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dask_loader.catalog.forms import Form
-from dask_loader.catalog.schema import leaf_ranges
 from dask_loader.plan.order import Ints, permutation
 from dask_loader.read.columns import copy_fixed, fill_text
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
-from dask_loader.read.pieces import check_group, column_pieces, table_pieces
+from dask_loader.read.pieces import bundles, check_group, table_pieces
 from dask_loader.read.task import SliceTask, WindowTask
 from dask_loader.transfer.window import Block, WindowData, block_bytes, lay_out
 
@@ -27,8 +26,8 @@ Allocate = Callable[[int], Block]
 def read_window(task: WindowTask, files: OpenFiles, allocate: Allocate) -> WindowData:
     """Decode a window.
 
-    Without filters each column of each row group is decoded by itself and copied into the
-    block while it is in the cache. Filters need a table of all columns, piece by piece.
+    A few columns of one row group are decoded at a time and copied into the block while
+    they are in the cache.
 
     Args:
         task: What to read.
@@ -61,22 +60,10 @@ def read_window(task: WindowTask, files: OpenFiles, allocate: Allocate) -> Windo
             verify_checksums=options.verify_checksums,
         ) as file:
             check_group(file, piece)
-            if options.expression is None:
-                leaves = leaf_ranges(file.schema_arrow)
-                for form in options.forms:
-                    at = start
-                    row_bytes = form.row_bytes
-                    for chunk in column_pieces(
-                        file, piece, leaves[form.name], row_bytes
-                    ):
-                        sink.put(form, chunk, at, piece)
-                        at += len(chunk)
-            else:
+            for forms in bundles(options, piece.group_rows):
                 at = start
-                names = [form.name for form in options.forms]
-                for table in table_pieces(file, piece, options, names):
-                    for form in options.forms:
-                        column = table.column(form.name).combine_chunks()
+                for table in table_pieces(file, piece, options, forms):
+                    for form, column in zip(forms, table.columns, strict=True):
                         sink.put(form, column, at, piece)
                     at += table.num_rows
         start += piece.stop - piece.start
@@ -98,7 +85,6 @@ def read_table(
         BadFileError: A file cannot be decoded, or gives other rows than planned.
     """
     options = task.options
-    names = [form.name for form in options.forms]
     parts: list[pa.Table] = []
     for piece in task.slices:
         with files.borrow(
@@ -108,7 +94,7 @@ def read_table(
             verify_checksums=options.verify_checksums,
         ) as file:
             check_group(file, piece)
-            parts += table_pieces(file, piece, options, names)
+            parts += table_pieces(file, piece, options, options.forms)
     table = pa.concat_tables(parts).replace_schema_metadata(None)
     if task.key is not None:
         table = table.take(pa.array(permutation(task.num_rows, *task.key)))
@@ -141,8 +127,15 @@ class _Sink:
             f.name: task.options.nulls.fill_for(f) for f in task.options.forms
         }
 
-    def put(self, form: Form, chunk: pa.Array, at: int, piece: SliceTask) -> None:
-        """Take rows [at, at + len(chunk)) of a column, counted before mixing."""
+    def put(
+        self, form: Form, column: pa.ChunkedArray, at: int, piece: SliceTask
+    ) -> None:
+        """Take rows [at, at + len(column)) of a column, counted before mixing."""
+        for chunk in column.chunks:
+            self._put(form, chunk, at, piece)
+            at += len(chunk)
+
+    def _put(self, form: Form, chunk: pa.Array, at: int, piece: SliceTask) -> None:
         allowed, fill = self._fills[form.name]
         if chunk.null_count and not allowed:
             self._refuse(form, chunk.null_count, piece)
