@@ -39,6 +39,9 @@ from dask_loader.world import local_world_size
 
 # Row groups are counted in tasks of about the decoding of one window.
 _COUNT_BYTES = 64 << 20
+# Beyond this part of memory_limit in slabs that only the user still holds, batches are
+# copies.
+_MAX_KEPT_SHARE = 1 / 4
 
 
 def make_engine(where: Where, options: DatasetOptions) -> Engine:
@@ -187,11 +190,18 @@ class Pipeline:
 
     def _batcher(self, stream: WindowStream) -> Rebatcher:
         pool = self.engine.pool
+
+        def must_copy() -> bool:
+            # Slabs that are leased and no longer in hand are kept alive by batches that
+            # the user keeps. A column of each batch would keep all windows whole.
+            kept = 0 if pool is None else pool.leased_bytes - stream.num_bytes
+            return kept > self._options.memory_bytes * _MAX_KEPT_SHARE
+
         return Rebatcher(
             [form.name for form in self._catalog.forms],
             take=stream.take,
             release=stream.release,
-            must_copy=lambda: pool is not None and pool.is_low,
+            must_copy=must_copy,
         )
 
     def _cut(self, run: Run, batcher: Rebatcher, turn: Turn) -> Iterator[Batch]:

@@ -61,6 +61,11 @@ class WindowStream:
         self._submit()
 
     @property
+    def num_bytes(self) -> int:
+        """Bytes of the windows on their way and in hand."""
+        return self._flow.num_bytes
+
+    @property
     def exhausted(self) -> bool:
         """Whether all windows were taken."""
         return not self._pending

@@ -42,18 +42,9 @@ class SlabPool:
         return self._owned_bytes
 
     @property
-    def free_bytes(self) -> int:
-        """Bytes of the slabs that nobody looks at."""
-        return sum(len(slab) for slab in list(self._free))
-
-    @property
-    def is_low(self) -> bool:
-        """Whether the pool has reached its size and most of it is leased out.
-
-        Then someone keeps slices of many windows, and should be given copies instead.
-        """
-        full = self._owned_bytes >= self.max_bytes // 2
-        return full and self.free_bytes < self._owned_bytes // 4
+    def leased_bytes(self) -> int:
+        """Bytes of the slabs that somebody looks at."""
+        return self._owned_bytes - sum(len(slab) for slab in list(self._free))
 
     def lease(self, num_bytes: int) -> Block:
         """Return a writable uint8 array of this length, its content undefined."""
