@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from itertools import islice
 from typing import Any, Self
 
@@ -14,18 +16,26 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.batch.epochs import EpochCounter
 from dask_loader.batch.shared import Sent, SentError, send
-from dask_loader.batch.tensors import Batch
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.schema import check_columns
 from dask_loader.engine.where import resolve_client
 from dask_loader.engine.worker import run_table
-from dask_loader.errors import ClosedError, ConfigError
+from dask_loader.errors import ClosedError, ConfigError, ResumeError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.pipeline import Pipeline, load_catalog, make_engine
+from dask_loader.plan.position import make_state, read_state
 from dask_loader.plan.schedule import Turn
-from dask_loader.plan.share import Uneven
-from dask_loader.run import Run, auto_num_splits, make_deal, make_run, window_bytes
+from dask_loader.plan.share import Deal, Uneven
+from dask_loader.run import (
+    Progress,
+    Run,
+    auto_num_splits,
+    facts_of,
+    make_deal,
+    make_run,
+    window_bytes,
+)
 from dask_loader.transfer.window import WindowData
 from dask_loader.units import format_bytes
 from dask_loader.world import World, resolve_world
@@ -125,7 +135,9 @@ class ParquetDataset(IterableDataset[Any]):
         self._where = resolve_client(client)
         found = discover(path, storage_options)
         self._epochs = EpochCounter()
-        self._num_splits = num_splits
+        if num_splits is not None:
+            self._epochs.num_splits = num_splits
+        self._progress: Progress | None = None
         self._sends_windows = False
         self._closed = False
         self._meter = Meter()
@@ -170,10 +182,7 @@ class ParquetDataset(IterableDataset[Any]):
     def __len__(self) -> int:
         """Return this rank's batches, or rows with batch_size=None; exact."""
         world = self.world
-        splits = self._num_splits or auto_num_splits(
-            self._catalog, self._options, world
-        )
-        deal = make_deal(self._catalog, self._options, world, num_splits=splits)
+        deal = self._deal(world)
         if self._options.batch_size is None:
             return deal.num_rank_rows(world.rank)
         return deal.num_steps(world.rank)
@@ -220,9 +229,10 @@ class ParquetDataset(IterableDataset[Any]):
         Raises:
             ConfigError: It is not a whole number from 0 up.
         """
-        if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-            raise ConfigError(f"epoch={epoch!r} must be a whole number from 0 up")
+        _require_epoch(epoch)
         self._epochs.set(epoch)
+        if self._progress is not None and self._progress.run.epoch.number != epoch:
+            self._progress = None
 
     def __iter__(self) -> Iterator[Any]:
         """Begin the next epoch.
@@ -236,29 +246,109 @@ class ParquetDataset(IterableDataset[Any]):
         self._refuse_double_batching(sys._getframe(1))
         worker = get_worker_info()
         if worker is None:
-            return self._iterate(self.run(self._epochs.begin()), Turn())
+            run = self._begin()
+            return self._counted(run, self._iterate(run, Turn()))
         turn = Turn(worker=worker.id, num_workers=worker.num_workers)
         if self._sends_windows:
             return self._send_windows(turn)
         epoch = self._epochs.begin(worker.id, worker.num_workers)
-        return self._iterate(self.run(epoch), turn)
+        run = self.run(epoch, first=self._epochs.first_rows(epoch))
+        return self._iterate(run, turn)
 
-    def run(self, epoch: int) -> Run:
-        """Plan an epoch for this rank; nothing is read.
+    def run(self, epoch: int, *, first: int = 0) -> Run:
+        """Plan an epoch for this rank, from position `first` on; nothing is read.
 
         Raises:
             PlanError: It cannot be kept within memory_limit.
         """
         world = self.world
-        if self._num_splits is None:
-            self._num_splits = auto_num_splits(self._catalog, self._options, world)
+        if self._epochs.num_splits is None:
+            splits = auto_num_splits(self._catalog, self._options, world)
+            self._epochs.num_splits = splits
         return make_run(
             self._catalog,
             self._options,
             world,
             epoch=epoch,
-            num_splits=self._num_splits,
+            num_splits=self._epochs.num_splits or 1,
+            first=first,
         )
+
+    # ---- going on from where a run stood ----------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this run stands, after the batch handed out last.
+
+        A small dict of plain values, the same on every rank at the same step. Meant for
+        the main process; with torch's own DataLoader and workers, which read ahead unseen,
+        count your steps and use seek().
+
+        Raises:
+            ConfigError: The dataset yields single rows.
+        """
+        self._require_batches("state_dict()")
+        facts = facts_of(self._catalog, self._options)
+        if self._progress is not None:
+            return make_state(facts, self._progress.position())
+        epoch = self._epochs.peek()
+        run = self.run(epoch, first=self._epochs.first_rows(epoch))
+        return make_state(facts, Progress(run).position())
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state: the next iteration begins there.
+
+        Nothing is read again and skipped. Another world size, batch size, number of
+        workers or cluster takes up exactly the rows that are left, in the same order;
+        another global batch size makes other batches of them, and is warned of.
+
+        Raises:
+            ResumeError: The state is none, or was made from other data, columns, filters,
+                shuffle, seed, shuffle_window or num_splits.
+        """
+        self._require_batches("load_state_dict()")
+        position = read_state(state, facts_of(self._catalog, self._options))
+        asked = self._options.num_splits
+        if asked is not None and asked != position.num_splits:
+            raise ResumeError(
+                f"the checkpoint was made with num_splits={position.num_splits!r}, this "
+                f"dataset has num_splits={asked!r}, which is another order; leave "
+                "num_splits out to keep the checkpoint's"
+            )
+        step_rows = self._deal(self.world).step_rows
+        if step_rows != position.step_rows:
+            warnings.warn(
+                f"the checkpoint was made with global batches of {position.step_rows} "
+                f"rows, this run has {step_rows} (batch_size times world_size): the rows "
+                "left come once each and in the same order, in other batches",
+                stacklevel=2,
+            )
+        self._epochs.num_splits = position.num_splits
+        over = position.rows >= self.num_rows
+        self._epochs.resume(position.epoch + over, 0 if over else position.rows)
+        self._progress = None
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Make the next iteration begin at a step of an epoch, without reading up to it.
+
+        For loops that count their steps themselves, with any DataLoader.
+
+        Raises:
+            ConfigError: The step is not one of the epoch's, or the dataset yields rows.
+        """
+        self._require_batches("seek()")
+        _require_epoch(epoch)
+        deal = self._deal(self.world)
+        num_steps = max(deal.num_steps(rank) for rank in (0, self.world.rank))
+        whole = isinstance(step, int) and not isinstance(step, bool)
+        if not whole or not 0 <= step <= num_steps:
+            raise ConfigError(
+                f"step={step!r} must be a whole number from 0 to {num_steps}, the steps "
+                "of an epoch"
+            )
+        self._epochs.resume(epoch, min(step * deal.step_rows, deal.num_rows))
+        self._progress = None
+
+    # ---- looking ----------------------------------------------------------------------
 
     def take(self, num_items: int) -> list[Any]:
         """Return the first batches (or rows) of epoch 0, to look at. Counts no epoch."""
@@ -309,21 +399,55 @@ class ParquetDataset(IterableDataset[Any]):
 
     def begin_epoch(self) -> Run:
         """Count an epoch and announce it to the workers that will read it."""
-        epoch = self._epochs.begin()
-        self._epochs.announce(epoch)
-        return self.run(epoch)
+        run = self._begin()
+        self._epochs.announce(run.epoch.number, run.deal.first)
+        return run
 
-    def cut(self, run: Run, take: Callable[[], WindowData]) -> Iterator[Batch]:
+    def cut(self, run: Run, take: Callable[[], WindowData]) -> Iterator[Any]:
         """Yield a run's batches from windows in the order of requests."""
-        return self._pipeline().cut(run, take)
+        return self._counted(run, self._pipeline().cut(run, take))
 
     def _send_windows(self, turn: Turn) -> Iterator[Sent | SentError]:
         try:
-            run = self.run(self._epochs.announced())
+            epochs = self._epochs
+            run = self.run(epochs.announced(), first=epochs.announced_rows())
             for window in self._pipeline().windows(run, turn):
                 yield send(window)
         except Exception as error:  # the main process raises it, fields and all
             yield SentError(error)
+
+    def _begin(self) -> Run:
+        epoch = self._epochs.begin()
+        run = self.run(epoch, first=self._epochs.first_rows(epoch))
+        self._epochs.forget_position()
+        return run
+
+    def _counted(
+        self, run: Run, items: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        progress = self._progress = Progress(run)
+        return self._count_up(progress, items)
+
+    def _count_up(
+        self, progress: Progress, items: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        with closing(items):
+            for item in items:
+                progress.num_steps += 1
+                yield item
+
+    def _deal(self, world: World) -> Deal:
+        splits = self._epochs.num_splits or auto_num_splits(
+            self._catalog, self._options, world
+        )
+        return make_deal(self._catalog, self._options, world, num_splits=splits)
+
+    def _require_batches(self, what: str) -> None:
+        if self._options.batch_size is None:
+            raise ConfigError(
+                f"{what} needs a dataset with a batch_size: with batch_size=None torch's "
+                "DataLoader decides which rows make a step"
+            )
 
     def _refuse_double_batching(self, frame: Any) -> None:
         # torch's and torchdata's fetchers call iter() from where this local variable is.
@@ -384,6 +508,11 @@ class ParquetDataset(IterableDataset[Any]):
         self._pid: int | None = os.getpid()
         self._own_pipeline: Pipeline | None = pipeline
         self._finalizer: Any = weakref.finalize(self, _close_in, os.getpid(), pipeline)
+
+
+def _require_epoch(epoch: Any) -> None:
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
+        raise ConfigError(f"epoch={epoch!r} must be a whole number from 0 up")
 
 
 def _close_in(pid: int, pipeline: Pipeline) -> None:

@@ -4,7 +4,8 @@
     ├── ConfigError (ValueError)       an argument is wrong: nothing was read
     │   ├── ColumnError                a column is unknown, named twice, or not nameable
     │   ├── WorldError                 rank and world_size are wrong or disagree
-    │   └── PlanError                  the arguments are right alone, not together
+    │   ├── PlanError                  the arguments are right alone, not together
+    │   └── ResumeError                a checkpoint does not fit this dataset
     ├── DataError                      the data are at fault: the file is named
     │   ├── DataNotFoundError          no such path, nothing matches, no Parquet there
     │   ├── BadFileError               not Parquet, truncated, or not decodable
@@ -78,6 +79,10 @@ class WorldError(ConfigError):
 
 class PlanError(ConfigError):
     """The arguments cannot be kept together, memory_limit above all."""
+
+
+class ResumeError(ConfigError):
+    """A checkpoint does not fit this dataset, or is none."""
 
 
 class DataError(DaskLoaderError):

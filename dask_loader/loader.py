@@ -76,13 +76,18 @@ class DataLoader(TorchDataLoader[Any]):
         """Make `epoch` the dataset's next one."""
         self._parquet.set_epoch(epoch)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the run stands, by batches handed out; see ParquetDataset."""
+        return self._parquet.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state at the next iteration; see ParquetDataset."""
+        self._parquet.load_state_dict(state)
+
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
-        """Begin the next epoch."""
+        """Begin the next epoch, or go on from a loaded state."""
         if self.num_workers == 0:
             return super().__iter__()
-        return self._cut_windows()
-
-    def _cut_windows(self) -> Iterator[Any]:
         # Counted here, so that a killed worker cannot get out of step with the others.
         run = self._parquet.begin_epoch()
         windows = super().__iter__()
@@ -93,7 +98,7 @@ class DataLoader(TorchDataLoader[Any]):
                 raise item.error
             return receive(item)
 
-        yield from self._parquet.cut(run, take)
+        return self._parquet.cut(run, take)
 
 
 class _WorkerInit:

@@ -139,7 +139,9 @@ class Pipeline:
                 yield stream.take()
                 stream.release(number)
 
-    def cut(self, run: Run, take: Callable[[], WindowData]) -> Iterator[Batch]:
+    def cut(
+        self, run: Run, take: Callable[[], WindowData]
+    ) -> Generator[Batch, None, None]:
         """Yield a rank's batches from windows that DataLoader workers read.
 
         Args:
@@ -204,7 +206,9 @@ class Pipeline:
             must_copy=must_copy,
         )
 
-    def _cut(self, run: Run, batcher: Rebatcher, turn: Turn) -> Iterator[Batch]:
+    def _cut(
+        self, run: Run, batcher: Rebatcher, turn: Turn
+    ) -> Generator[Batch, None, None]:
         mark = time.perf_counter()
         for step in walk(run.epoch, run.deal, run.world.rank, turn):
             batch = batcher.batch(step)

@@ -9,6 +9,7 @@ import numpy as np
 from dask_loader.catalog.catalog import Catalog
 from dask_loader.options import DatasetOptions, check_memory
 from dask_loader.plan.epoch import Epoch, Groups, Order, default_num_splits
+from dask_loader.plan.position import OrderFacts, Position
 from dask_loader.plan.share import Deal
 from dask_loader.world import World
 
@@ -43,6 +44,32 @@ class Run:
         return self.deal.num_rank_rows(self.world.rank)
 
 
+@dataclass(slots=True)
+class Progress:
+    """How far a run has come.
+
+    Attributes:
+        run: The run.
+        num_steps: Batches handed out.
+    """
+
+    run: Run
+    num_steps: int = 0
+
+    def position(self) -> Position:
+        """Return the position after these batches; the same on every rank."""
+        deal, done = self.run.deal, self.num_steps
+        rows = min(deal.first + done * deal.step_rows, deal.num_rows)
+        if done >= self.run.num_steps:  # what "drop" or drop_last leave off is done too
+            rows = deal.num_rows
+        return Position(
+            epoch=self.run.epoch.number,
+            rows=rows,
+            num_splits=deal.num_splits,
+            step_rows=deal.step_rows,
+        )
+
+
 def groups_of(catalog: Catalog) -> Groups:
     """Return the catalog's numbers for the plan."""
     return Groups(
@@ -75,15 +102,34 @@ def window_bytes(catalog: Catalog, options: DatasetOptions) -> int:
     return min(window * int(row_bytes.max(initial=1)), max(total, 1))
 
 
+def facts_of(catalog: Catalog, options: DatasetOptions) -> OrderFacts:
+    """Return what the order depends on, for checkpoints."""
+    window, in_bytes = options.window
+    prints = catalog.fingerprints()
+    return OrderFacts(
+        **prints,
+        num_rows=catalog.total_rows,
+        shuffle=options.shuffle,
+        seed=options.seed,
+        shuffle_window=f"{window} {'B' if in_bytes else 'rows'}",
+    )
+
+
 def make_deal(
-    catalog: Catalog, options: DatasetOptions, world: World, *, num_splits: int
+    catalog: Catalog,
+    options: DatasetOptions,
+    world: World,
+    *,
+    num_splits: int,
+    first: int = 0,
 ) -> Deal:
-    """Return how the epoch is dealt over the ranks."""
+    """Return how the epoch is dealt over the ranks, from position `first` on."""
     return Deal(
         num_rows=catalog.total_rows,
         num_splits=num_splits,
         world_size=world.world_size,
         batch_size=options.batch_size or ROWS_PER_STEP,
+        first=first,
         uneven=options.uneven,
         drop_last=options.drop_last,
     )
@@ -96,13 +142,14 @@ def make_run(
     *,
     epoch: int,
     num_splits: int,
+    first: int = 0,
 ) -> Run:
-    """Plan one epoch for one rank. Nothing is read.
+    """Plan one epoch for one rank, from position `first` on. Nothing is read.
 
     Raises:
         PlanError: It cannot be kept within memory_limit.
     """
-    deal = make_deal(catalog, options, world, num_splits=num_splits)
+    deal = make_deal(catalog, options, world, num_splits=num_splits, first=first)
     in_hand = deal.splits_in_hand(world.rank)
     size = window_bytes(catalog, options)
     check_memory(

@@ -4,10 +4,9 @@ The numbers lie in a shared tensor: an attribute would never reach persistent wo
 with torch's own DataLoader and workers the main process's dataset is never iterated. Each
 worker counts its own iterations, in a place of its own, so that there is nothing to lock.
 
-Place 0 is the base epoch (set_epoch), place 1 the epoch that our own DataLoader announces
-to its workers. Place 2 counts iterations of the main process, and worker w of k counts in
-place 3 + k (k - 1) / 2 + w. The epoch that begins is the base plus the iterations so far:
-one's own, and those of loaders with another number of workers.
+The first places have names, below. Worker w of k counts its iterations in the place
+_FIRST_SLOT + k (k - 1) / 2 + w. The epoch that begins is the base plus the iterations so
+far: one's own, and those of loaders with another number of workers.
 """
 
 from __future__ import annotations
@@ -18,9 +17,18 @@ import torch
 
 from dask_loader.errors import ConfigError
 
-# 3 + 128 * 129 / 2 places of 8 bytes are 65 KiB.
+# 128 * 129 / 2 places of 8 bytes are 65 KiB.
 MAX_WORKERS = 128
-_BASE, _ANNOUNCED, _MAIN, _FIRST_SLOT = range(4)
+(
+    _BASE,  # the epoch given to set()
+    _ANNOUNCED,  # the epoch that our own DataLoader announces to its workers
+    _ANNOUNCED_ROWS,  # and the position in it
+    _RESUMED,  # the epoch of a loaded position, or -1
+    _RESUMED_ROWS,  # and the position
+    _NUM_SPLITS,  # once it is fixed, else 0
+    _MAIN,  # iterations of the main process
+    _FIRST_SLOT,
+) = range(8)
 
 
 class EpochCounter:
@@ -29,24 +37,56 @@ class EpochCounter:
     def __init__(self) -> None:
         places = _FIRST_SLOT + MAX_WORKERS * (MAX_WORKERS + 1) // 2
         self._cell = torch.zeros(places, dtype=torch.int64)
+        self._cell[_RESUMED] = -1
         self._cell.share_memory_()
 
+    @property
+    def num_splits(self) -> int | None:
+        """The dataset's num_splits, fixed at first use; None before."""
+        return int(self._cell[_NUM_SPLITS]) or None
+
+    @num_splits.setter
+    def num_splits(self, value: int) -> None:
+        self._cell[_NUM_SPLITS] = value
+
     def set(self, epoch: int) -> None:
-        """Make `epoch` the next one."""
+        """Make `epoch` the next one; a position loaded for it stays."""
         self._cell[_MAIN:] = 0
         self._cell[_BASE] = epoch
+        if epoch != int(self._cell[_RESUMED]):
+            self._cell[_RESUMED] = -1
+
+    def resume(self, epoch: int, rows: int) -> None:
+        """Make the next iteration begin at a position of `epoch`."""
+        self._cell[_RESUMED] = epoch
+        self._cell[_RESUMED_ROWS] = rows
+        self.set(epoch)
+
+    def first_rows(self, epoch: int) -> int:
+        """Return the position at which `epoch` begins: the loaded one, or 0."""
+        resumed = int(self._cell[_RESUMED]) == epoch
+        return int(self._cell[_RESUMED_ROWS]) if resumed else 0
+
+    def forget_position(self) -> None:
+        """Begin at 0 from now on; the main process has begun at the loaded position."""
+        self._cell[_RESUMED] = -1
 
     def peek(self) -> int:
         """Return the next epoch of an iteration without workers."""
         return int(self._cell[_BASE] + self._cell[_MAIN] + self._others(0))
 
-    def announce(self, epoch: int) -> None:
-        """Tell the workers of our own DataLoader which epoch they are to read."""
+    def announce(self, epoch: int, rows: int = 0) -> None:
+        """Tell the workers of our own DataLoader what they are to read, and from where."""
         self._cell[_ANNOUNCED] = epoch
+        self._cell[_ANNOUNCED_ROWS] = rows
 
     def announced(self) -> int:
-        """Return what the main process announced."""
+        """Return the epoch that the main process announced."""
         return int(self._cell[_ANNOUNCED])
+
+    def announced_rows(self) -> int:
+        """Return the position that it announced."""
+        return int(self._cell[_ANNOUNCED_ROWS])
 
     def begin(self, worker: int = 0, num_workers: int = 0) -> int:
         """Return the epoch that this process begins now, and count it.

@@ -86,18 +86,22 @@ class Catalog:
         """The delivered columns in Arrow's types, units and time zones included."""
         return pa.schema([self.schema.field(form.name) for form in self.forms])
 
-    def fingerprint(self) -> str:
-        """Hash of the files' content as far as footers tell, and of what is read.
+    def fingerprints(self) -> dict[str, str]:
+        """Hashes of the files' content as far as footers tell, and of what is read.
 
-        Paths are left out, so that a copy of the same files elsewhere is the same data.
+        Paths and times are left out, so that a copy of the same files elsewhere is the
+        same data.
         """
-        facts = (
-            [(f.digest, f.stamp.num_bytes) for f in self.files],
-            [(form.name, form.dtype, form.shape) for form in self.forms],
-            str(self.expression),
-            self.num_kept.tolist(),
-        )
-        return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
+        parts = {
+            "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
+            "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
+            "filters": str(self.expression),
+        }
+        return {name: _hash(part) for name, part in parts.items()}
+
+    def fingerprint(self) -> str:
+        """One hash of all of them."""
+        return _hash(self.fingerprints())
 
     def place(self, group: int) -> tuple[str, int]:
         """Return the file and index of a row group, for texts."""
@@ -209,6 +213,10 @@ def _merge(query: FooterQuery, schema: pa.Schema, footers: list[Footer]) -> Cata
             for name in query.filter_columns
         },
     )
+
+
+def _hash(facts: Any) -> str:
+    return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
 def _flat(parts: Any) -> Ints:
