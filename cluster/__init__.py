@@ -1,0 +1,67 @@
+"""Launch or reach a Dask cluster.
+
+    import cluster
+
+    with cluster.launch("local", workers=4) as c:
+        client = c.client()
+    c = cluster.connect("tls://scheduler:8786", security=...)
+
+What others need of it is an address and a distributed.Security. Dask itself is loaded
+at first use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cluster.errors import (
+    ClosedError,
+    ClusterError,
+    NotOwnedError,
+    SpecError,
+    StartError,
+    UnreachableError,
+    WorkersMissingError,
+)
+
+if TYPE_CHECKING:
+    from cluster.kinds import launch
+    from cluster.lifecycle import Cluster
+    from cluster.remote import connect
+    from cluster.spec import ClusterSpec
+
+__all__ = [
+    "ClosedError",
+    "Cluster",
+    "ClusterError",
+    "ClusterSpec",
+    "NotOwnedError",
+    "SpecError",
+    "StartError",
+    "UnreachableError",
+    "WorkersMissingError",
+    "connect",
+    "launch",
+]
+
+_HOMES = {
+    "Cluster": "cluster.lifecycle",
+    "ClusterSpec": "cluster.spec",
+    "connect": "cluster.remote",
+    "launch": "cluster.kinds",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its file when it is first asked for."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """List the public names, loaded or not."""
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,132 @@
+"""The wire to a scheduler: questions with a deadline, and clients that get closed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from distributed import Client, rpc
+from distributed.security import Security
+
+from cluster.errors import UnreachableError
+from cluster.loop import LoopThread
+
+_T = TypeVar("_T")
+
+# Connecting gets this share of a question's time, so that its own error, which names
+# the reason ("connection refused"), comes before the bare deadline.
+_CONNECT_SHARE = 0.8
+# Closing a client of a scheduler that is gone: it has nobody to say good-bye to.
+_CLOSE_CLIENT_S = 5.0
+
+
+class SchedulerLink:
+    """Speaks with one scheduler for one Cluster.
+
+    Connections are made for each question and dropped after it: a question costs
+    milliseconds, is rare, and a kept connection would log its own attempts to
+    reconnect. Clients share this link's thread.
+    """
+
+    def __init__(self, address: str, security: Security | None) -> None:
+        """Start the thread; nothing is sent yet."""
+        self.address = address
+        self._security = security or Security()
+        self._loop = LoopThread("cluster-link")
+        self._clients: list[Client] = []
+
+    def num_workers(self, *, timeout_s: float) -> int:
+        """Ask the scheduler how many workers it has.
+
+        Raises:
+            UnreachableError: No answer in time.
+        """
+        return len(self._wait(self._ask("ncores", timeout_s), timeout_s=timeout_s))
+
+    def services(self, *, timeout_s: float) -> dict[str, int]:
+        """Ask the scheduler for the ports of its services, the dashboard above all.
+
+        Raises:
+            UnreachableError: No answer in time.
+        """
+        identity = self._wait(self._ask("identity", timeout_s), timeout_s=timeout_s)
+        return dict(identity["services"])
+
+    def open_client(self, *, timeout_s: float) -> Client:
+        """Make a client that close() will close.
+
+        Raises:
+            UnreachableError: The scheduler did not let it in, in time.
+        """
+        client = self._wait(self._open(timeout_s), timeout_s=timeout_s)
+        self._clients = [c for c in self._clients if c.status != "closed"]
+        self._clients.append(client)
+        return client
+
+    def close(self) -> None:
+        """Close the clients and end the thread; safe twice."""
+        clients, self._clients = self._clients, []
+        for client in clients:
+            # A client that cannot say good-bye ends with its loop, below.
+            with contextlib.suppress(TimeoutError, OSError):
+                client.close(timeout=_CLOSE_CLIENT_S)
+        self._loop.stop()
+
+    def _wait(self, work: Coroutine[Any, Any, _T], *, timeout_s: float) -> _T:
+        began = time.monotonic()
+        try:
+            return self._loop.submit(work).result()
+        # Whatever listens there may be no scheduler at all, and then anything can go
+        # wrong: an HTTP server's greeting ends in a MemoryError.
+        except Exception as error:
+            waited_s = time.monotonic() - began
+            raise UnreachableError(
+                f"no Dask scheduler answers at {self.address} after {waited_s:.1f} s "
+                f"({_root_cause(error)}); check that one runs there, that this machine "
+                "can reach it, and that both sides use TLS or neither; if it is only "
+                f"slow, wait longer than {timeout_s:g} s",
+                address=self.address,
+                waited_s=waited_s,
+            ) from error
+
+    async def _ask(self, question: str, timeout_s: float) -> Any:
+        async with (
+            asyncio.timeout(timeout_s),
+            rpc(
+                self.address,
+                timeout=timeout_s * _CONNECT_SHARE,
+                connection_args=self._security.get_connection_args("client"),
+            ) as scheduler,
+        ):
+            return await getattr(scheduler, question)()
+
+    async def _open(self, timeout_s: float) -> Client:
+        client = Client(
+            self.address,
+            asynchronous=True,
+            direct_to_workers=True,
+            security=self._security,
+            set_as_default=False,
+            timeout=timeout_s * _CONNECT_SHARE,
+        )
+        try:
+            async with asyncio.timeout(timeout_s):
+                await client
+        except BaseException:
+            with contextlib.suppress(TimeoutError, OSError):
+                await client.close(timeout=_CLOSE_CLIENT_S)
+            raise
+        # Asynchronous here, blocking for the thread that gets it. Dask tells the two
+        # apart by itself while the loop runs; afterwards this says "blocking", so that
+        # a closed client raises instead of handing out coroutines.
+        client._asynchronous = False
+        return client
+
+
+def _root_cause(error: BaseException) -> str:
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,0 +1,262 @@
+"""A cluster on this machine: distributed.LocalCluster with a deadline, and quiet.
+
+The scheduler lives in this process, each worker in one of its own; all of them listen
+on 127.0.0.1 only. The wire is plain: other users of the same machine could connect.
+The workers end with this process, however it ends.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import logging
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import dask
+from distributed import LocalCluster, Nanny
+
+from cluster.errors import StartError
+from cluster.loop import LoopThread
+from cluster.spec import ClusterSpec
+
+_HOST = "127.0.0.1"
+# Everything below is noise of starting, scaling and closing.
+_LOG_LEVEL = logging.ERROR
+# Dask gives a worker that does not answer 4 s before it kills it.
+_CLOSE_S = 20.0
+# After the worker processes are killed, their keepers notice at once.
+_KILL_S = 10.0
+_POLL_S = 0.05
+# Set by every nanny, besides those of its "pre-spawn-environ" configuration.
+_SET_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
+
+_GUARD = (
+    "each worker first imports the main script, so launch() must stand under "
+    '`if __name__ == "__main__":` (or in a function called from there)'
+)
+
+
+class LocalLauncher:
+    """Starts and ends one LocalCluster, on an event loop of its own."""
+
+    kind = "local"
+    security = None
+
+    def __init__(self, spec: ClusterSpec) -> None:
+        """Remember what to start; nothing is started yet."""
+        self._spec = spec
+        self._loop: LoopThread | None = None
+        self._cluster: LocalCluster | None = None
+        self._nannies: list[Nanny] = []
+        self._quiet = ExitStack()
+
+    @property
+    def address(self) -> str:
+        """Where the scheduler listens."""
+        return str(self._running().scheduler_address)
+
+    @property
+    def dashboard_link(self) -> str | None:
+        """Where a browser on this machine finds the dashboard."""
+        return str(self._running().dashboard_link) if self._spec.dashboard else None
+
+    def start(self, *, timeout_s: float) -> None:
+        """Bring up the scheduler and the workers.
+
+        Raises:
+            StartError: They failed, were too slow, or this process may have no
+                children.
+        """
+        _check_may_have_children()
+        self._quiet.enter_context(_dask_quiet())
+        self._loop = LoopThread("cluster-local")
+        with _environ_kept():
+            starting = self._loop.submit(self._start())
+            try:
+                in_time = self._settle(starting, within_s=timeout_s)
+            except BaseException:  # Ctrl-C: what has begun must end before close()
+                self._settle(starting, within_s=0.0)
+                raise
+        error = starting.exception() if starting.done() else None
+        if in_time and error is None:
+            return
+        reason = repr(error) if in_time else f"not up after {timeout_s:g} s"
+        raise StartError(
+            f"the local cluster (workers={self._spec.workers}) did not start: {reason}; "
+            f"the usual cause: {_GUARD}; else see what the workers printed above, or "
+            "give more time with start_timeout_s",
+            kind=self.kind,
+            workers_asked=self._spec.workers,
+            waited_s=None if in_time else timeout_s,
+        ) from error
+
+    def scale(self, num_workers: int, *, timeout_s: float) -> None:
+        """Ask for this many workers and wait until those that start have started.
+
+        Raises:
+            StartError: One of them failed to start.
+        """
+        assert self._loop is not None
+        with _environ_kept():
+            scaling = self._loop.submit(self._scale(num_workers))
+            concurrent.futures.wait([scaling], timeout=timeout_s)
+        error = scaling.exception() if scaling.done() else None
+        if error is not None:
+            raise StartError(
+                f"a worker of the local cluster at {self.address} did not start "
+                f"({error!r}) when it was scaled to {num_workers}",
+                kind=self.kind,
+                address=self.address,
+                workers_asked=num_workers,
+            ) from error
+
+    def close(self) -> None:
+        """End the workers, the scheduler and the loop; safe twice."""
+        if self._loop is None:
+            return
+        if self._cluster is not None:
+            closing = self._loop.submit(self._close())
+            self._settle(closing, within_s=_CLOSE_S)
+            self._cluster = None
+        self._loop.stop()
+        self._loop = None
+        self._quiet.close()
+
+    def _running(self) -> LocalCluster:
+        assert self._cluster is not None, "start() comes first"
+        return self._cluster
+
+    async def _start(self) -> None:
+        spec = self._spec
+        options: dict[str, Any] = {}
+        if spec.memory_limit != "auto":
+            options["memory_limit"] = spec.memory_limit
+        if spec.local_directory is not None:
+            options["local_directory"] = os.fspath(spec.local_directory)
+        self._cluster = LocalCluster(
+            asynchronous=True,
+            host=_HOST,
+            n_workers=spec.workers,
+            threads_per_worker=spec.threads_per_worker,
+            processes=True,
+            worker_class=self._make_nanny,
+            # Port 0 also without a dashboard: the scheduler always serves HTTP (its
+            # health, its metrics), and warns when the default port is taken.
+            dashboard_address=f"{_HOST}:0",
+            scheduler_kwargs={"dashboard": spec.dashboard},
+            silence_logs=_LOG_LEVEL,
+            **options,
+        )
+        await self._cluster
+
+    async def _scale(self, num_workers: int) -> None:
+        cluster = self._running()
+        surplus = len(cluster.worker_spec) - num_workers
+        if surplus <= 0:
+            cluster.scale(num_workers)
+            await cluster
+            return
+        # LocalCluster.scale() would lose what the leaving workers hold: it retires them
+        # by their names where the scheduler expects addresses (dask/distributed #4069).
+        scheduler = cluster.scheduler
+        assert scheduler is not None
+        there = {worker.name for worker in scheduler.workers.values()}
+        newest_first = reversed(list(cluster.worker_spec))
+        leaving = sorted(newest_first, key=there.__contains__)[:surplus]
+        await scheduler.retire_workers(names=leaving, remove=False)
+        await cluster.scale_down(leaving)
+
+    async def _close(self) -> None:
+        closing = self._running().close()
+        if closing is not None:
+            await closing
+
+    def _make_nanny(self, *args: Any, **options: Any) -> Nanny:
+        nanny = Nanny(*args, **options)
+        self._nannies.append(nanny)
+        return nanny
+
+    def _settle(
+        self, work: concurrent.futures.Future[None], *, within_s: float
+    ) -> bool:
+        """Wait for the end of some work; past its time, kill the workers to force it.
+
+        Dask has no deadline of its own that leaves nothing behind: a worker that never
+        comes up keeps its nanny, and the nanny the cluster, waiting. When the process
+        is killed, both go on and report it.
+
+        Returns:
+            Whether it ended in time.
+        """
+        concurrent.futures.wait([work], timeout=within_s)
+        in_time = work.done()
+        give_up = time.monotonic() + _KILL_S
+        while not work.done() and time.monotonic() < give_up:
+            for nanny in self._nannies:
+                if nanny.pid:
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(nanny.pid, signal.SIGKILL)
+            concurrent.futures.wait([work], timeout=_POLL_S)
+        return in_time
+
+
+def _check_may_have_children() -> None:
+    process = multiprocessing.current_process()
+    if getattr(process, "_inheriting", False):  # as multiprocessing itself asks it
+        raise StartError(
+            f"launch() was called while a worker was being started: {_GUARD}",
+            kind=LocalLauncher.kind,
+        )
+    if process.daemon:
+        raise StartError(
+            f"launch() was called in {process.name}, a daemonic process (a DataLoader "
+            "worker, or a task on a Dask worker), which may have no children; launch in "
+            "the main process and pass on the address",
+            kind=LocalLauncher.kind,
+        )
+
+
+@contextlib.contextmanager
+def _dask_quiet() -> Iterator[None]:
+    """Keep Dask's own log handlers from writing what is no error.
+
+    LocalCluster's silence_logs does this too, but ends with the first of two clusters,
+    and before the last lines of closing. Handlers of the program are left alone.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= _LOG_LEVEL
+
+    handlers = list(logging.getLogger("distributed").handlers)
+    for handler in handlers:
+        handler.addFilter(is_error)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_error)
+
+
+@contextlib.contextmanager
+def _environ_kept() -> Iterator[None]:
+    """Put back what Dask sets in this process to pass it on to its workers.
+
+    It is OMP_NUM_THREADS=1 and the like, which would slow down a torch that is
+    imported after launch(). A worker that dies later and is restarted sets it again.
+    """
+    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *_SET_BY_DASK}
+    before = {name: os.environ.get(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -1,0 +1,194 @@
+"""What holds for every kind of cluster, launched or reached."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+
+import distributed
+import pytest
+
+import cluster
+from cluster import ClosedError, Cluster, SpecError, WorkersMissingError
+
+pytestmark = pytest.mark.cluster
+
+Open = Callable[[], Cluster]
+
+_WORKERS = 2
+
+
+@pytest.fixture(params=["local", "remote"])
+def opened(request: pytest.FixtureRequest, foreign) -> Open:
+    """A way to open a cluster of two workers, which the test closes."""
+
+    def open_one() -> Cluster:
+        if request.param == "local":
+            return cluster.launch("local", workers=_WORKERS)
+        reached = cluster.connect(foreign.address)
+        reached.wait_for_workers(_WORKERS)
+        return reached
+
+    return open_one
+
+
+def test_it_says_who_and_where_it_is(opened: Open) -> None:
+    with opened() as c:
+        assert c.kind in ("local", "remote")
+        assert c.address.startswith("tcp://127.0.0.1:")
+        assert c.scheduler_address == c.address
+        assert c.security is None
+        assert repr(c).startswith(f"<Cluster {c.kind} {c.address} workers=2")
+        assert c._repr_html_().startswith(f"<pre>&lt;Cluster {c.kind} ")
+
+
+def test_a_client_computes_and_is_not_the_default(opened: Open) -> None:
+    with opened() as c:
+        client = c.client()
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert client.direct_to_workers is True
+        with pytest.raises(ValueError, match="No clients found"):
+            distributed.default_client()
+
+
+def test_each_call_makes_another_client(opened: Open) -> None:
+    with opened() as c:
+        first, second = c.client(), c.client()
+        first.close()
+        assert second.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert c.client() not in (first, second)
+
+
+def test_a_client_serves_other_threads(opened: Open) -> None:
+    with opened() as c:
+        client = c.client()
+        seen: list[int] = []
+        work = threading.Thread(
+            target=lambda: seen.append(client.submit(sum, [3, 4]).result(timeout=30))
+        )
+        work.start()
+        work.join(timeout=60)
+        assert seen == [7]
+
+
+def test_the_address_is_reachable_from_another_process(opened: Open) -> None:
+    script = (
+        "import distributed, sys\n"
+        "with distributed.Client(sys.argv[1], timeout=30) as client:\n"
+        "    print(client.submit(sum, [1, 2]).result(timeout=30))\n"
+    )
+    with opened() as c:
+        ran = subprocess.run(
+            [sys.executable, "-c", script, c.address],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, "3\n", "")
+
+
+def test_a_client_of_dask_takes_the_object(opened: Open) -> None:
+    with opened() as c, distributed.Client(c, set_as_default=False) as client:
+        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        client.wait_for_workers(_WORKERS)
+        assert c.address in client._repr_html_()
+
+
+def test_waiting_ends_when_enough_workers_are_there(opened: Open) -> None:
+    with opened() as c:
+        c.wait_for_workers(0, timeout_s=10)
+        c.wait_for_workers(1)
+        c.wait_for_workers(_WORKERS, timeout_s=30)
+
+
+def test_waiting_for_too_many_says_how_many_came(opened: Open) -> None:
+    with opened() as c:
+        with pytest.raises(
+            WorkersMissingError,
+            match=rf"asked for 9 workers, but the {c.kind} cluster at {c.address} has 2 "
+            r"after 0\.2 s; look at",
+        ) as caught:
+            c.wait_for_workers(9, timeout_s=0.2)
+        error = caught.value
+        assert (error.workers_asked, error.workers_seen) == (9, 2)
+        assert (error.kind, error.address, error.waited_s) == (c.kind, c.address, 0.2)
+        c.wait_for_workers(_WORKERS, timeout_s=30)  # the error has ended nothing
+
+
+def test_a_number_of_workers_is_checked(opened: Open) -> None:
+    with opened() as c:
+        for wrong in (-1, 1.0, True, "2", None):
+            text = re.escape(
+                f"num_workers={wrong!r} must be a whole number, at least 0"
+            )
+            with pytest.raises(SpecError, match=text):
+                c.wait_for_workers(wrong)  # type: ignore[arg-type]
+            with pytest.raises(SpecError, match=text):
+                c.scale(wrong)  # type: ignore[arg-type]
+
+
+def test_a_wait_needs_a_deadline(opened: Open) -> None:
+    with opened() as c:
+        text = r"timeout_s=0 must be a number of seconds above 0"
+        with pytest.raises(SpecError, match=text):
+            c.wait_for_workers(1, timeout_s=0)
+        with pytest.raises(SpecError, match=text):
+            c.scale(1, timeout_s=0)
+
+
+def test_closing_ends_clients_threads_and_own_processes(
+    opened: Open, children: Callable[[], set[int]]
+) -> None:
+    before = children()
+    c = opened()
+    clients = [c.client(), c.client()]
+    threads = {t for t in threading.enumerate() if t.name.startswith("cluster-")}
+    assert threads
+    c.close()
+    assert [client.status for client in clients] == ["closed", "closed"]
+    assert not any(thread.is_alive() for thread in threads)
+    assert children() == before
+    c.close()
+    assert repr(c) == f"<Cluster {c.kind}, closed>"
+
+
+def test_leaving_the_block_by_an_error_closes_and_keeps_the_error(
+    opened: Open,
+) -> None:
+    c = opened()
+    client = c.client()
+    with pytest.raises(ZeroDivisionError), c:
+        _ = 1 // 0
+    assert client.status == "closed"
+    c.close()
+
+
+def test_after_close_everything_but_close_is_refused(opened: Open) -> None:
+    c = opened()
+    client = c.client()
+    c.close()
+    text = f"this {c.kind} cluster is closed; launch or connect another"
+    for use in (
+        c.client,
+        lambda: c.scale(1),
+        lambda: c.wait_for_workers(1),
+        lambda: c.address,
+        lambda: c.scheduler_address,
+        lambda: c.security,
+        lambda: c.dashboard_link,
+        c.__enter__,
+        lambda: distributed.Client(c),
+    ):
+        with pytest.raises(ClosedError, match=text):
+            use()
+    assert c.status == distributed.Status.closed
+    # Dask's own words, but an error and not a coroutine that nobody awaits.
+    with pytest.raises(
+        (RuntimeError, AttributeError, distributed.client.ClosedClientError)
+    ):
+        client.submit(os.getpid)
