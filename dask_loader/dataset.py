@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -39,6 +40,9 @@ from dask_loader.run import (
 from dask_loader.transfer.window import WindowData
 from dask_loader.units import format_bytes
 from dask_loader.world import World, resolve_world
+
+# Epochs lie in a shared tensor of int64.
+_MAX_EPOCH = 2**62
 
 
 class ParquetDataset(IterableDataset[Any]):
@@ -373,7 +377,8 @@ class ParquetDataset(IterableDataset[Any]):
         """
         from dask.delayed import delayed
 
-        name = f"read-partition-{self._catalog.fingerprint()}"
+        # Dask takes equal names for equal results: no two datasets may share one.
+        name = f"read-partition-{uuid.uuid4().hex}"
         make = delayed(run_table, pure=False)
         return [
             make(task, rows, dask_key_name=(name, self.world.rank, epoch, number))
@@ -511,8 +516,11 @@ class ParquetDataset(IterableDataset[Any]):
 
 
 def _require_epoch(epoch: Any) -> None:
-    if isinstance(epoch, bool) or not isinstance(epoch, int) or epoch < 0:
-        raise ConfigError(f"epoch={epoch!r} must be a whole number from 0 up")
+    whole = isinstance(epoch, int) and not isinstance(epoch, bool)
+    if not whole or not 0 <= epoch < _MAX_EPOCH:
+        raise ConfigError(
+            f"epoch={epoch!r} must be a whole number from 0 up, and below 2**62"
+        )
 
 
 def _close_in(pid: int, pipeline: Pipeline) -> None:

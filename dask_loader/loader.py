@@ -13,9 +13,6 @@ from dask_loader.dataset import ParquetDataset
 from dask_loader.errors import ConfigError
 from dask_loader.transfer.window import WindowData
 
-# What frameworks pass along when they make a loader anew; all of them mean "nothing".
-_NO_SAMPLING = ("sampler", "batch_sampler", "collate_fn")
-
 
 class DataLoader(TorchDataLoader[Any]):
     """Hands out a ParquetDataset's batches.
@@ -53,13 +50,19 @@ class DataLoader(TorchDataLoader[Any]):
                 "the dataset yields single rows (batch_size=None); give it a batch_size, "
                 "or use torch.utils.data.DataLoader(dataset, batch_size=...)"
             )
-        for name in _NO_SAMPLING:
-            torch_options.pop(name, None)
         for name in ("batch_size", "shuffle", "drop_last"):
             value = torch_options.pop(name, None)
-            if value not in (None, False, 1):
+            if value is not None and value is not False:
                 raise ConfigError(
                     f"{name}={value!r} is the dataset's: give it to ParquetDataset"
+                )
+        for name in ("sampler", "batch_sampler", "collate_fn"):
+            value = torch_options.pop(name, None)
+            if not (value is None or value is _identity or _is_dummy(value)):
+                raise ConfigError(
+                    f"{name}={value!r} has no place here: the dataset decides which rows "
+                    "make a batch; change batches in your loop, or use "
+                    "torch.utils.data.DataLoader(dataset, batch_size=None, ...)"
                 )
         self._parquet = dataset
         user_init = torch_options.pop("worker_init_fn", None)
@@ -113,6 +116,12 @@ class _WorkerInit:
         info.dataset.send_windows()  # type: ignore[attr-defined]
         if self._user_init is not None:
             self._user_init(worker_id)
+
+
+def _is_dummy(sampler: Any) -> bool:
+    # What torch gives a loader of an IterableDataset for a sampler. Frameworks that make
+    # a loader anew pass it along.
+    return type(sampler).__name__ == "_InfiniteConstantSampler"
 
 
 def _identity(batch: Any) -> Any:

@@ -80,7 +80,7 @@ def load_catalog(
     read_options = ReadOptions(
         storage=catalog.storage,
         forms=catalog.forms,
-        nulls=make_null_policy(nulls, catalog.forms),
+        nulls=make_null_policy(nulls, catalog.forms, catalog.schema),
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
@@ -257,6 +257,7 @@ def _slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTas
         int(catalog.num_rows[group]),
         start,
         stop,
+        file.digest,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from dask_loader.errors import ConfigError
@@ -70,7 +71,7 @@ def _parse(value: object, units: dict[str, int] | dict[str, float]) -> float | N
     if isinstance(value, bool):
         return None
     if isinstance(value, int | float):
-        return value
+        return value if math.isfinite(value) else None
     if not isinstance(value, str):
         return None
     match = _NUMBER.fullmatch(value)

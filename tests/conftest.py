@@ -44,8 +44,19 @@ def _children() -> set[int]:
 
 
 def _shared_memory() -> set[str]:
+    # "sem." names are semaphores of any program's multiprocessing on this machine.
     root = Path("/dev/shm")
-    return {p.name for p in root.iterdir()} if root.is_dir() else set()
+    names = {p.name for p in root.iterdir()} if root.is_dir() else set()
+    return {name for name in names if not name.startswith("sem.")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _cheap_collections() -> Iterator[None]:
+    """Leave what is imported out of the collections after each test."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 def _descriptors() -> set[str]:

@@ -58,7 +58,10 @@ def make_batch(
     for i, members in enumerate(first.names):
         parts = [window.groups[i][:, start:stop] for window, start, stop in pieces]
         joined = torch.cat(parts, dim=1) if copy or len(parts) > 1 else parts[0]
-        found.update(zip(members, joined.unbind(0), strict=True))
+        # detach's older sister: without it all columns of all batches of a window share
+        # one version counter, and autograd takes a write into one for a write into all.
+        columns = [column.data for column in joined.unbind(0)]
+        found.update(zip(members, columns, strict=True))
     for name in first.texts:
         found[name] = [
             text

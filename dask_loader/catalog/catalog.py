@@ -12,7 +12,12 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from dask_loader.catalog.filters import filter_columns, make_filter
+from dask_loader.catalog.filters import (
+    filter_columns,
+    filter_text,
+    make_filter,
+    may_prune,
+)
 from dask_loader.catalog.footers import (
     ColumnStats,
     Footer,
@@ -51,6 +56,7 @@ class Catalog:
         schema: The first file's; all agree with it in the columns that are read.
         forms: The columns that are delivered, in order.
         expression: The filters, or None.
+        filter_text: The filters as text, for fingerprints.
         filter_columns: The columns that the filters read.
         file_index: File of each row group, int64, shape (row groups,).
         row_group: Its index in that file, int64, same shape.
@@ -67,6 +73,7 @@ class Catalog:
     schema: pa.Schema
     forms: tuple[Form, ...]
     expression: Any
+    filter_text: str
     filter_columns: tuple[str, ...]
     file_index: Ints
     row_group: Ints
@@ -95,7 +102,7 @@ class Catalog:
         parts = {
             "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
             "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
-            "filters": str(self.expression),
+            "filters": self.filter_text,
         }
         return {name: _hash(part) for name, part in parts.items()}
 
@@ -150,11 +157,13 @@ def read_catalog(
         expression=expression,
         filter_columns=filter_columns(expression, schema),
     )
+    prunes = may_prune(filters, schema, query.filter_columns)
+    query = replace(query, may_prune=prunes)
     starts = range(0, len(paths), _FILES_PER_TASK)
     chunks = [list(paths[i : i + _FILES_PER_TASK]) for i in starts]
     footers = [f for part in run(partial(read_footers, query), chunks) for f in part]
     _check_schemas(schema, footers, names, query.filter_columns, columns is None)
-    return _merge(query, schema, footers)
+    return _merge(query, schema, footers, filter_text(filters, expression, schema))
 
 
 def _check_schemas(
@@ -179,7 +188,9 @@ def _check_schemas(
         agreed.add(footer.schema)
 
 
-def _merge(query: FooterQuery, schema: pa.Schema, footers: list[Footer]) -> Catalog:
+def _merge(
+    query: FooterQuery, schema: pa.Schema, footers: list[Footer], text: str
+) -> Catalog:
     counts = [len(f.num_rows) for f in footers]
     num_rows = _flat(f.num_rows for f in footers)
     kept = np.zeros_like(num_rows)
@@ -195,6 +206,7 @@ def _merge(query: FooterQuery, schema: pa.Schema, footers: list[Footer]) -> Cata
         schema=schema.remove_metadata(),
         forms=query.forms,
         expression=query.expression,
+        filter_text=text,
         filter_columns=query.filter_columns,
         file_index=np.repeat(np.arange(len(footers), dtype=np.int64), counts),
         row_group=_flat(range(count) for count in counts),

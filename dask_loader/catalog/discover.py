@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fsspec.core import split_protocol
+from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
 from dask_loader.catalog.storage import Storage, make_storage
@@ -108,8 +109,8 @@ def _files(storage: Storage, entry: str) -> Iterable[str]:
 
 
 def _below(file_system: Any, folder: str) -> list[str]:
-    names = [n for n in file_system.find(folder) if not _hidden(n, folder)]
-    found = [name for name in names if name.lower().endswith(_ENDINGS)]
+    names = _list(file_system, folder)
+    found = [name for name in names if _is_data(name)]
     if not found:
         others = ", ".join(repr(n) for n in sorted(names)[:3]) or "no files at all"
         raise DataNotFoundError(
@@ -122,15 +123,42 @@ def _below(file_system: Any, folder: str) -> list[str]:
 
 
 def _matching(file_system: Any, pattern: str) -> list[str]:
-    found: list[str] = []
+    # A dict: "**" matches folders and the files in them.
+    found: dict[str, None] = {}
     for name in sorted(file_system.glob(pattern), key=_natural):
-        found += _below(file_system, name) if file_system.isdir(name) else [name]
+        last = name.rstrip("/").rpartition("/")[2]
+        if file_system.isdir(name):
+            below = _list(file_system, name)
+            found.update((n, None) for n in sorted(below, key=_natural) if _is_data(n))
+        elif not _hidden(last, ""):
+            found[name] = None
     if not found:
         raise DataNotFoundError(
-            f"nothing matches the pattern {pattern!r}; check the pattern and the folder",
+            f"nothing matches the pattern {pattern!r}, or only folders that hold no "
+            "Parquet; check the pattern and the folder",
             path=pattern,
         )
-    return found
+    return list(found)
+
+
+def _is_data(name: str) -> bool:
+    return name.lower().endswith(_ENDINGS)
+
+
+def _list(file_system: Any, folder: str) -> list[str]:
+    """Return all files below a folder that are not hidden; linked folders count."""
+    if not isinstance(file_system, LocalFileSystem):
+        return [n for n in file_system.find(folder) if not _hidden(n, folder)]
+    names: list[str] = []
+    seen: set[str] = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link back to a folder above
+            folders.clear()
+            continue
+        seen.add(real)
+        names += (os.path.join(root, name) for name in files)
+    return [n for n in names if not _hidden(n, folder)]
 
 
 def _hidden(name: str, folder: str) -> bool:
@@ -139,6 +167,6 @@ def _hidden(name: str, folder: str) -> bool:
     return any(p.startswith(".") or (p.startswith("_") and "=" not in p) for p in below)
 
 
-def _natural(name: str) -> list[Any]:
+def _natural(name: str) -> tuple[list[Any], str]:
     parts = _DIGITS.split(name)
-    return [int(p) if i % 2 else p for i, p in enumerate(parts)] + [name]
+    return [int(p) if i % 2 else p for i, p in enumerate(parts)], name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +13,9 @@ import pyarrow.parquet as pq
 from dask_loader.catalog.schema import require_column
 from dask_loader.errors import ConfigError
 
+# How Arrow says that an expression names a column that is not there.
+_NO_MATCH = re.compile(r"No match for FieldRef\.Name\((.*?)\)")
+_NEVER_NAN = ("=", "==", "<", "<=", ">", ">=")
 _OPERATORS = ("=", "==", "!=", "<", "<=", ">", ">=", "in", "not in")
 
 
@@ -41,6 +46,9 @@ def make_filter(filters: Any, schema: pa.Schema, *, path: str) -> pc.Expression 
     try:
         schema.empty_table().filter(expression)
     except (pa.ArrowException, TypeError) as error:
+        unknown = _NO_MATCH.search(str(error))
+        if unknown and unknown[1] not in schema.names:
+            require_column(schema, unknown[1], "filters", path=path)
         raise ConfigError(
             f"filters={filters!r} do not fit the columns of {path!r}: {error}; compare "
             "each column with a value of its own type"
@@ -59,13 +67,55 @@ def filter_columns(
     if expression is None:
         return ()
     needed = []
-    empty = schema.empty_table()
-    for name in schema.names:
+    for name in dict.fromkeys(schema.names):
+        others = pa.schema([field for field in schema if field.name != name])
         try:
-            empty.drop_columns([name]).filter(expression)
+            others.empty_table().filter(expression)
         except pa.ArrowInvalid:
             needed.append(name)
     return tuple(needed)
+
+
+def may_prune(filters: Any, schema: pa.Schema, names: Sequence[str]) -> bool:
+    """Whether row groups may be ruled out by their statistics.
+
+    Parquet's least and greatest leave out NaN, and Arrow does not reckon with that: a row
+    group of [NaN, 1, 1] would be ruled out for "!= 1", though NaN is kept. With floats it
+    is safe only for comparisons that NaN never fulfils.
+    """
+    floats = {name for name in names if _has_floats(schema.field(name).type)}
+    if not floats:
+        return True
+    if isinstance(filters, pc.Expression):
+        return False
+    return all(op in _NEVER_NAN for name, op, _ in _terms(filters) if name in floats)
+
+
+def filter_text(
+    filters: Any, expression: pc.Expression | None, schema: pa.Schema
+) -> str:
+    """Write filters as text that differs where they differ, for fingerprints."""
+    if expression is None:
+        return ""
+    if not isinstance(filters, pc.Expression):
+        return repr([(n, op, _plain(value)) for n, op, value in _terms(filters)])
+    text = str(expression)
+    # Arrow leaves out the middle of long lists of values.
+    return bytes(expression.to_substrait(schema)).hex() if "..." in text else text
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        return value
+    items = [repr(item) for item in value]
+    return sorted(items) if isinstance(value, set | frozenset) else items
+
+
+def _has_floats(kind: pa.DataType) -> bool:
+    if pa.types.is_floating(kind):
+        return True
+    children = (kind.field(i).type for i in range(kind.num_fields))
+    return any(_has_floats(child) for child in children)
 
 
 def _terms(filters: Any) -> list[tuple[str, str, Any]]:

@@ -16,6 +16,8 @@ from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import leaf_ranges, pack_schema
 from dask_loader.catalog.storage import Stamp, Storage, open_error
 
+# Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
+INT96_UNIT = "us"
 # Arrow's offsets beside text and binary: 4 bytes a row.
 _OFFSET_BYTES = 4
 
@@ -36,7 +38,7 @@ class Footer:
     Attributes:
         path: The file.
         stamp: Its version when the footer was read.
-        digest: Hash of the schema and of the row groups' places and sizes.
+        digest: Hash of the footer's bytes, statistics included.
         schema: From pack_schema.
         num_rows: One for each row group.
         num_bytes: Decoded bytes of the columns that are read, one for each row group.
@@ -66,12 +68,14 @@ class FooterQuery:
         forms: The columns that are delivered.
         expression: The filters, or None.
         filter_columns: The columns that the filters read.
+        may_prune: Whether statistics may rule out row groups.
     """
 
     storage: Storage
     forms: tuple[Form, ...] = ()
     expression: pc.Expression | None = None
     filter_columns: tuple[str, ...] = ()
+    may_prune: bool = True
 
 
 def read_schema(storage: Storage, path: str) -> pa.Schema:
@@ -98,12 +102,25 @@ def read_footers(query: FooterQuery, paths: Sequence[str]) -> list[Footer]:
     return [_read_footer(query, path) for path in paths]
 
 
+def footer_digest(storage: Storage, path: str) -> str:
+    """Hash a file's footer as it lies in the file.
+
+    It holds where each column chunk lies, its sizes and statistics: a file written anew
+    hardly ever has the same.
+    """
+    with storage.arrow().open_input_file(path) as file:
+        size = file.size()
+        length = int.from_bytes(file.read_at(4, size - 8), "little")
+        footer = file.read_at(length, size - 8 - length)
+    return hashlib.blake2b(footer, digest_size=16).hexdigest()
+
+
 def _open(storage: Storage, path: str) -> pq.ParquetFile:
     return pq.ParquetFile(
         path,
         filesystem=storage.arrow(),
-        memory_map=storage.is_local,
         pre_buffer=False,
+        coerce_int96_timestamp_unit=INT96_UNIT,
     )
 
 
@@ -116,7 +133,7 @@ def _read_footer(query: FooterQuery, path: str) -> Footer:
             footer = Footer(
                 path=path,
                 stamp=stamp,
-                digest=_digest(schema, groups),
+                digest=footer_digest(query.storage, path),
                 schema=pack_schema(schema),
                 num_rows=tuple(g.num_rows for g in groups),
                 num_bytes=_decoded_bytes(query.forms, schema, groups),
@@ -129,16 +146,6 @@ def _read_footer(query: FooterQuery, path: str) -> Footer:
     return footer
 
 
-def _digest(schema: pa.Schema, groups: list[Any]) -> str:
-    facts = [
-        (g.num_rows, g.total_byte_size, g.column(0).data_page_offset)
-        for g in groups
-        if g.num_columns
-    ]
-    text = repr(facts).encode() + pack_schema(schema)
-    return hashlib.blake2b(text, digest_size=16).hexdigest()
-
-
 def _decoded_bytes(
     forms: Sequence[Form], schema: pa.Schema, groups: list[Any]
 ) -> tuple[int, ...]:
@@ -149,9 +156,20 @@ def _decoded_bytes(
     text = [leaves[f.name][0] for f in forms if not f.is_fixed and f.name in leaves]
     return tuple(
         g.num_rows * (row_bytes + _OFFSET_BYTES * len(text))
-        + sum(g.column(leaf).total_uncompressed_size for leaf in text)
+        + sum(_text_bytes(g.column(leaf), g.num_rows) for leaf in text)
         for g in groups
     )
+
+
+def _text_bytes(chunk: Any, num_rows: int) -> int:
+    # A dictionary holds each text once. The footer does not say how long the texts are
+    # together; the shortest fair guess is between the least and the greatest of them.
+    size = int(chunk.total_uncompressed_size)
+    stats = chunk.statistics if chunk.is_stats_set else None
+    if stats is None or not stats.has_min_max or not chunk.has_dictionary_page:
+        return size
+    lengths = [len(text) for text in (stats.min, stats.max)]
+    return max(size, num_rows * sum(lengths) // 2)
 
 
 def _null_counts(
@@ -195,12 +213,16 @@ def _column_stats(chunk: Any) -> ColumnStats:
 def _survivors(
     query: FooterQuery, path: str, schema: pa.Schema, num_groups: int
 ) -> tuple[int, ...]:
-    if query.expression is None:
-        return tuple(range(num_groups))
-    if any(name not in schema.names for name in query.filter_columns):
-        return ()  # the schemas are compared later and say what is missing
+    everything = tuple(range(num_groups))
+    if query.expression is None or not query.may_prune:
+        return everything
     fragment = pads.ParquetFileFormat().make_fragment(
         path, filesystem=query.storage.arrow()
     )
-    kept = fragment.subset(filter=query.expression, schema=schema)
+    try:
+        kept = fragment.subset(filter=query.expression, schema=schema)
+    except (pa.ArrowException, TypeError, ValueError, KeyError):
+        # Arrow cannot reason about every filter that it can evaluate. Ruling out is a
+        # saving; and where the file's schema is at fault, comparing schemas will say so.
+        return everything
     return tuple(group.id for group in kept.row_groups)

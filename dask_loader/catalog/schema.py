@@ -114,7 +114,7 @@ def compare_schemas(
     for name in names:
         expected = first.field(name).type
         found = other.field(name).type if other.names.count(name) == 1 else None
-        if found is None or not found.equals(expected):
+        if found is None or plain_type(found) != plain_type(expected):
             has = f"has type {found}" if found is not None else "is missing"
             raise SchemaError(
                 f"files disagree about column {name!r}: it has type {expected} in "
@@ -131,6 +131,18 @@ def compare_schemas(
             path=path,
             column=extra[0],
         )
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """Return a type with all its inner fields nullable and of the same names."""
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(pa.field("item", plain_type(kind.value_type)), kind.list_size)
+    return kind
+
+
+def plain_schema(schema: pa.Schema) -> pa.Schema:
+    """Return a schema of plain types, all nullable, without metadata."""
+    return pa.schema([(field.name, plain_type(field.type)) for field in schema])
 
 
 def pack_schema(schema: pa.Schema) -> bytes:

@@ -44,11 +44,11 @@ class Storage:
     """
 
     protocol: str
-    options: tuple[tuple[str, Any], ...] = field(default=(), repr=False)
+    options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, hash=False)
 
     @property
     def is_local(self) -> bool:
-        """Whether paths are this machine's own, so that files can be mapped."""
+        """Whether paths are this machine's own."""
         return self.protocol in ("file", "local")
 
     def fsspec(self) -> Any:

@@ -106,6 +106,8 @@ class DaskEngine:
 
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
         """Ask for a window."""
+        if self._stop.is_set():
+            raise ClosedError("the dataset was closed while it was being read")
         # The first part is what Dask's dashboard groups by.
         key = (f"read-window-{self._token}", stream, number)
         future = self._client.submit(

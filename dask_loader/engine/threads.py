@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dask_loader.engine.base import Item, Result, describe_slices
-from dask_loader.errors import DaskLoaderError, WindowError
+from dask_loader.errors import ClosedError, DaskLoaderError, WindowError
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.task import WindowTask
 from dask_loader.read.window import read_window
@@ -33,6 +33,7 @@ class ThreadsEngine:
         self._num_threads = max(1, min(cores, _MAX_THREADS))
         self._pool = SlabPool(memory_limit)
         self._files = OpenFiles()
+        self._closed = False
         self._executor = ThreadPoolExecutor(
             self._num_threads, thread_name_prefix="dask-loader-read"
         )
@@ -60,11 +61,14 @@ class ThreadsEngine:
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
         """Queue a window; threads take them in order."""
         del stream, number
+        if self._closed:
+            raise ClosedError("the dataset was closed while it was being read")
         future = self._executor.submit(read_window, task, self._files, self._pool.lease)
         return _Pending(task, future)
 
     def close(self) -> None:
         """Stop the threads, after the window each of them is at."""
+        self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._files.close()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import closing
 
 import pyarrow as pa
 
@@ -46,5 +47,9 @@ def run_window(task: WindowTask) -> Parcel:
 
 
 def run_table(task: WindowTask, rows: tuple[tuple[int, int], ...]) -> pa.Table:
-    """Read rows of a window as a table; what to_delayed() is made of."""
-    return read_table(task, resources().files, rows)
+    """Read rows of a window as a table; what to_delayed() is made of.
+
+    Any process may compute it, the user's own too, so no file stays open after it.
+    """
+    with closing(OpenFiles()) as files:
+        return read_table(task, files, rows)

@@ -45,7 +45,8 @@ def flatten(array: pa.Array) -> Flat:
     inner = flatten(array.values.slice(array.offset * width, len(array) * width))
     if not array.null_count:
         return inner
-    valid = np.repeat(_bits(array.buffers()[0], array), width)
+    items = len(inner.values) // max(1, len(array))
+    valid = np.repeat(_bits(array.buffers()[0], array), items)
     if inner.valid is not None:
         valid &= inner.valid
     return Flat(inner.values, valid, array.null_count + inner.null_count)

@@ -25,6 +25,7 @@ def count_rows(options: ReadOptions, slices: Sequence[SliceTask]) -> list[int]:
                 piece.path,
                 piece.stamp,
                 verify_checksums=options.verify_checksums,
+                digest=piece.digest,
             ) as file:
                 check_group(file, piece)
                 counts.append(count_kept(file, piece, options))

@@ -10,12 +10,14 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.footers import INT96_UNIT, footer_digest
 from dask_loader.catalog.storage import Stamp, Storage, open_error
 from dask_loader.errors import BadFileError, DataChangedError
 
 # Footers of wide tables take megabytes, and each handle a descriptor.
 _MAX_IDLE = 32
-# A plain read would hold the whole compressed column chunk. Local files are mapped.
+# Without a buffer a read holds the whole compressed column chunk. Files are not mapped: a
+# mapped file that is cut short kills the process (SIGBUS), a read one is an error.
 _BUFFER_BYTES = 1 << 20
 
 
@@ -35,7 +37,13 @@ class OpenFiles:
 
     @contextmanager
     def borrow(
-        self, storage: Storage, path: str, stamp: Stamp, *, verify_checksums: bool
+        self,
+        storage: Storage,
+        path: str,
+        stamp: Stamp,
+        *,
+        verify_checksums: bool,
+        digest: str = "",
     ) -> Iterator[pq.ParquetFile]:
         """Lend the file, after a look whether it still is the one the catalog knows.
 
@@ -44,7 +52,7 @@ class OpenFiles:
             BadFileError: It cannot be opened.
         """
         storage.check(path, stamp)
-        key = (storage, path, stamp, verify_checksums)
+        key = (storage, path, stamp, verify_checksums, digest)
         file = self._take(key) or self._open(key)
         try:
             yield file
@@ -84,19 +92,27 @@ class OpenFiles:
             old.close()
 
     def _open(self, key: tuple[Any, ...]) -> pq.ParquetFile:
-        storage, path, _, verify_checksums = key
+        storage, path, _, verify_checksums, digest = key
         with self._lock:
             footer = self._footers.get(key)
         try:
+            if digest and footer_digest(storage, path) != digest:
+                raise DataChangedError(
+                    f"{path!r} changed after the dataset was made: it has the same length "
+                    "and time and another footer; make the dataset again",
+                    path=path,
+                )
             file = pq.ParquetFile(
                 path,
                 filesystem=storage.arrow(),
                 metadata=footer,
-                memory_map=storage.is_local,
-                buffer_size=0 if storage.is_local else _BUFFER_BYTES,
+                buffer_size=_BUFFER_BYTES,
                 pre_buffer=False,
                 page_checksum_verification=verify_checksums,
+                coerce_int96_timestamp_unit=INT96_UNIT,
             )
+        except DataChangedError:
+            raise
         except FileNotFoundError as error:
             raise DataChangedError(
                 f"{path!r} was there when the dataset was made and is gone ({error}); "

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import ConfigError, NullError
@@ -34,12 +36,15 @@ class NullPolicy:
         return False, None
 
 
-def make_null_policy(nulls: Any, forms: Sequence[Form]) -> NullPolicy:
+def make_null_policy(
+    nulls: Any, forms: Sequence[Form], schema: pa.Schema | None = None
+) -> NullPolicy:
     """Check what the user gave for nulls=.
 
     Args:
         nulls: "error", "nan", or {column: value}.
         forms: The columns that are delivered.
+        schema: Their Arrow types, to check what text columns can hold.
 
     Raises:
         ConfigError: It is none of these, names a column that is not delivered, or a value
@@ -62,6 +67,8 @@ def make_null_policy(nulls: Any, forms: Sequence[Form]) -> NullPolicy:
                 f"are delivered: {list(by_name)!r}"
             )
         _check_fill(by_name[name], value)
+        if schema is not None and not by_name[name].is_fixed and value is not None:
+            _check_text(schema.field(name), value)
     return NullPolicy(fills=tuple(nulls.items()))
 
 
@@ -82,6 +89,16 @@ def null_error(
     )
 
 
+def _check_text(field: pa.Field, value: str | bytes) -> None:
+    try:
+        pa.array([value]).cast(field.type).validate(full=True)
+    except (pa.ArrowException, TypeError) as error:
+        raise ConfigError(
+            f"nulls={{{field.name!r}: {value!r}}} does not fit the column's type "
+            f"{field.type}: {error}"
+        ) from error
+
+
 def _check_fill(form: Form, value: Any) -> None:
     if not form.is_fixed:
         if value is None or isinstance(value, str | bytes):
@@ -89,18 +106,27 @@ def _check_fill(form: Form, value: Any) -> None:
         raise ConfigError(
             f"nulls={{{form.name!r}: {value!r}}}: a text column takes text, bytes or None"
         )
-    dtype = np.dtype(form.dtype)
-    fits = isinstance(value, bool | int | float | np.generic)
-    if fits and dtype.kind in "iub":
-        try:
-            fits = bool(np.array(value).astype(dtype) == value)
-        except (OverflowError, ValueError):
-            fits = False
-        if fits and dtype.kind in "iu":
-            low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
-            fits = low <= int(value) <= high
+    number = isinstance(value, bool | int | float | np.number | np.bool_)
+    fits = number and _fits(value, np.dtype(form.dtype))
     if not fits:
         raise ConfigError(
             f"nulls={{{form.name!r}: {value!r}}} does not fit the column's type "
             f"{form.dtype}; give a value that it can hold exactly"
         )
+
+
+def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
+    number = float(value) if isinstance(value, float | np.floating) else int(value)
+    if dtype.kind == "f":
+        # Digits may be lost, as in any float, but what is finite must stay finite.
+        with np.errstate(over="ignore"):
+            try:
+                stays = bool(np.isfinite(np.array(number).astype(dtype)))
+            except OverflowError:
+                return False
+        return stays or not math.isfinite(number)
+    if not math.isfinite(number) or int(number) != number:
+        return False
+    if dtype.kind == "b":
+        return number in (0, 1)
+    return bool(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max)

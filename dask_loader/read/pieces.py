@@ -16,16 +16,12 @@ from dask_loader.read.task import ReadOptions, SliceTask
 # Larger column chunks are decoded in parts: beyond this, Arrow's allocator gives memory
 # back between chunks and touching it anew costs more than decoding.
 _PIECE_BYTES = 16 << 20
-_MIN_PIECE_ROWS = 4096
+_MAX_PIECE_ROWS = 1 << 20
+_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 # Columns that are decoded by one call together take about this much.
 _BUNDLE_BYTES = 8 << 20
 # Where the width of a row is not known (text), as pyarrow's own default.
 _TEXT_ROW_BYTES = 256
-
-
-def piece_rows(row_bytes: int) -> int:
-    """Return how many rows of this width make a piece."""
-    return max(_MIN_PIECE_ROWS, _PIECE_BYTES // max(row_bytes, 1))
 
 
 def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
@@ -83,7 +79,8 @@ def table_pieces(
     ranges = leaf_ranges(file.schema_arrow)
     wanted = [n for n in ranges if n in {*names, *options.filter_columns}]
     leaves = [leaf for name in wanted for leaf in ranges[name]]
-    limit = piece_rows(sum(form.row_bytes or _TEXT_ROW_BYTES for form in forms))
+    row_bytes = sum(form.row_bytes for form in forms)
+    limit = _piece_rows(file, task.row_group, leaves, row_bytes)
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
     position = 0
@@ -108,7 +105,7 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     """
     ranges = leaf_ranges(file.schema_arrow)
     leaves = [leaf for name in options.filter_columns for leaf in ranges[name]]
-    limit = piece_rows(_TEXT_ROW_BYTES)
+    limit = _piece_rows(file, task.row_group, leaves, 0)
     return sum(
         int(table.filter(options.expression).num_rows)
         for table in _batches(file, task, leaves, limit)
@@ -120,9 +117,10 @@ def _whole(
 ) -> Iterator[pa.Table]:
     del num_rows
     try:
-        yield file.reader.read_row_groups(
+        table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
+        yield _plain_text(table)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
@@ -137,9 +135,29 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield pa.Table.from_batches([batch])
+            yield _plain_text(pa.Table.from_batches([batch]))
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
+
+
+def _piece_rows(
+    file: pq.ParquetFile, row_group: int, leaves: Sequence[int], fixed_bytes: int
+) -> int:
+    # By the decoded size of what is fixed, or the encoded size, which tells most of text.
+    # Where a dictionary makes that small, the number of rows is bounded.
+    group = file.metadata.row_group(row_group)
+    encoded = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
+    row_bytes: int = max(1, fixed_bytes, encoded // max(1, group.num_rows))
+    return max(1, min(_MAX_PIECE_ROWS, _PIECE_BYTES // row_bytes))
+
+
+def _plain_text(table: pa.Table) -> pa.Table:
+    # Arrow lacks kernels for view types (take, fill_null), and their slices keep all.
+    for i, field in enumerate(table.schema):
+        wide = _VIEWS.get(field.type)
+        if wide is not None:
+            table = table.set_column(i, field.name, table.column(i).cast(wide))
+    return table
 
 
 def _require_rows(task: SliceTask, position: int) -> None:

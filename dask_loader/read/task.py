@@ -42,6 +42,7 @@ class SliceTask:
         group_rows: Rows of the row group before filtering.
         start: First row, counted after filtering.
         stop: One past the last.
+        digest: Hash of the footer that the catalog read; "" checks nothing.
     """
 
     path: str
@@ -50,6 +51,7 @@ class SliceTask:
     group_rows: int
     start: int
     stop: int
+    digest: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -9,6 +9,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.schema import plain_schema
 from dask_loader.plan.order import Ints, permutation
 from dask_loader.read.columns import copy_fixed, fill_text
 from dask_loader.read.files import OpenFiles
@@ -58,6 +59,7 @@ def read_window(task: WindowTask, files: OpenFiles, allocate: Allocate) -> Windo
             piece.path,
             piece.stamp,
             verify_checksums=options.verify_checksums,
+            digest=piece.digest,
         ) as file:
             check_group(file, piece)
             for forms in bundles(options, piece.group_rows):
@@ -92,10 +94,12 @@ def read_table(
             piece.path,
             piece.stamp,
             verify_checksums=options.verify_checksums,
+            digest=piece.digest,
         ) as file:
             check_group(file, piece)
-            parts += table_pieces(file, piece, options, options.forms)
-    table = pa.concat_tables(parts).replace_schema_metadata(None)
+            for part in table_pieces(file, piece, options, options.forms):
+                parts.append(part.cast(plain_schema(part.schema)))
+    table = pa.concat_tables(parts)
     if task.key is not None:
         table = table.take(pa.array(permutation(task.num_rows, *task.key)))
     kept = [table.slice(start, stop - start) for start, stop in rows]

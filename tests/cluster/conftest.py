@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -72,7 +73,7 @@ def _address_in(file: Path) -> str:
 
 @contextmanager
 def _foreign(
-    folder: Path, *, num_workers: int, options: tuple[str, ...] = ()
+    folder: Path, *, num_workers: int = 0, options: tuple[str, ...] = ()
 ) -> Iterator[Foreign]:
     file = folder / "scheduler.json"
     serve = (*options, "--host", _HOST, "--port", "0", "--dashboard-address")
@@ -111,10 +112,7 @@ def foreign(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Foreign]:
 def start_foreign(tmp_path: Path) -> StartForeign:
     """One of the test's own, to be harmed."""
 
-    def start(*, num_workers: int = 0, options: tuple[str, ...] = ()) -> object:
-        return _foreign(tmp_path, num_workers=num_workers, options=options)
-
-    return start  # type: ignore[return-value]
+    return partial(_foreign, tmp_path)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def test_what_a_leaving_worker_holds_moves_to_another() -> None:
         assert client.gather(held) == list(range(8))
 
 
-def test_scaling_too_slowly_says_how_many_came(wait_until) -> None:
+def test_scaling_too_slowly_says_how_many_came() -> None:
     with cluster.launch("local", workers=0) as c:
         with pytest.raises(
             WorkersMissingError,
@@ -53,7 +53,7 @@ def test_scaling_too_slowly_says_how_many_came(wait_until) -> None:
 
 
 def test_scaling_with_workers_that_cannot_start_says_why(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def refuse(*args: object, **options: object) -> None:
         raise OSError("no room")

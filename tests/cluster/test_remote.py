@@ -75,7 +75,9 @@ def test_a_dead_port_is_given_up_in_time_and_in_silence(
 
 def test_a_port_that_never_answers_is_given_up_in_time() -> None:
     with _listener(None) as address:
-        _connect_in_vain(address, 0.5, r"no Dask scheduler answers .* \(TimeoutError\)")
+        _connect_in_vain(
+            address, 0.5, r"\(something listens there, but does not answer\)"
+        )
 
 
 def test_a_server_that_is_no_scheduler_is_told_apart() -> None:
@@ -153,7 +155,7 @@ def test_a_stopped_scheduler_is_an_error_and_not_a_hang(
     with start_foreign() as own, cluster.connect(own.address) as c:
         c.client()
         own.scheduler.send_signal(signal.SIGSTOP)
-        with pytest.raises(UnreachableError, match=r"answers at tcp://.*TimeoutError"):
+        with pytest.raises(UnreachableError, match="something listens there"):
             c.client()
         assert "workers=unknown" in repr(c)
 

@@ -1,0 +1,174 @@
+"""Columns asked for, and files that agree or not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dask_loader.catalog.schema import (
+    check_columns,
+    choose_columns,
+    compare_schemas,
+    leaf_ranges,
+    pack_schema,
+    require_column,
+    unpack_schema,
+)
+from dask_loader.errors import ColumnError, SchemaError
+
+AGES = pa.schema([("age", pa.int64()), ("city", pa.string()), ("income", pa.float64())])
+
+
+def compare(
+    other: pa.Schema, *, names: Any = AGES.names, all_columns: bool = True
+) -> None:
+    compare_schemas(
+        AGES,
+        other,
+        names=names,
+        all_columns=all_columns,
+        first_path="/1.parquet",
+        path="/2.parquet",
+    )
+
+
+def test_a_list_of_names_is_kept_in_order() -> None:
+    assert check_columns(["b", "a"]) == ("b", "a")
+    assert check_columns(("b",)) == ("b",)
+    assert check_columns(None) is None
+    assert choose_columns(AGES, ("income", "age"), path="/f") == ("income", "age")
+    assert choose_columns(AGES, None, path="/f") == ("age", "city", "income")
+
+
+@pytest.mark.parametrize(
+    ("columns", "text"),
+    [
+        ("age", r"columns='age' must be a list of names, such as columns=\['age'\]"),
+        (
+            {"age"},
+            r"columns=\{'age'\} must be a list of names, such as columns=\['x', 'y'\]",
+        ),
+        ([], r"columns=\[\] asks for no column; name one, or leave it out"),
+        (["age", 3], r"columns=\['age', 3\] holds 3, which is not text"),
+        (
+            ["a", "b", "a"],
+            r"column 'a' stands twice in columns=\['a', 'b', 'a'\]; a batch",
+        ),
+    ],
+)
+def test_a_wrong_list_of_columns_is_refused(columns: Any, text: str) -> None:
+    with pytest.raises(ColumnError, match=text):
+        check_columns(columns)
+
+
+def test_an_unknown_column_offers_near_names() -> None:
+    with pytest.raises(
+        ColumnError, match="columns names 'icome', which '/f' does"
+    ) as e:
+        choose_columns(AGES, ("age", "icome"), path="/f")
+    assert str(e.value).endswith("did you mean 'income'?")
+    assert (e.value.path, e.value.column) == ("/f", "icome")
+
+
+def test_an_unknown_column_with_no_near_name_lists_some() -> None:
+    with pytest.raises(ColumnError, match=r"it has 'age', 'city', 'income'$"):
+        require_column(AGES, "zzz", "filters", path="/f")
+    wide = pa.schema([(f"c{i:03}", pa.int8()) for i in range(20)])
+    with pytest.raises(ColumnError, match=r"'c000', .*'c007' and 12 more$"):
+        require_column(wide, "zzz", "columns", path="/f")
+
+
+def test_a_name_that_stands_twice_in_the_file_is_refused_only_if_it_is_read() -> None:
+    twice = pa.schema([("x", pa.int8()), ("y", pa.int8()), ("x", pa.int8())])
+    assert choose_columns(twice, ("y",), path="/f") == ("y",)
+    for columns in (None, ("y", "x")):
+        with pytest.raises(
+            ColumnError, match="'/f' has 2 columns called 'x'"
+        ) as caught:
+            choose_columns(twice, columns, path="/f")
+        assert "leave them out with columns=[...]" in str(caught.value)
+        assert caught.value.column == "x"
+
+
+def test_order_nullability_and_metadata_may_differ() -> None:
+    reordered = pa.schema([AGES.field(i) for i in (2, 0, 1)], metadata={"k": "v"})
+    compare(reordered)
+    fields = [f.with_nullable(False).with_metadata({"k": "v"}) for f in AGES]
+    compare(pa.schema(fields))
+
+
+def test_a_missing_column_names_both_files() -> None:
+    with pytest.raises(
+        SchemaError, match="files disagree about column 'city'"
+    ) as caught:
+        compare(AGES.remove(1))
+    text = str(caught.value)
+    assert "it has type string in '/1.parquet' and is missing in '/2.parquet'" in text
+    assert "leave the column out with columns=[...]" in text
+    assert (caught.value.path, caught.value.column) == ("/2.parquet", "city")
+
+
+def test_another_type_names_both_files_and_both_types() -> None:
+    other = AGES.set(0, pa.field("age", pa.int32()))
+    with pytest.raises(
+        SchemaError, match="files disagree about column 'age'"
+    ) as caught:
+        compare(other)
+    text = "has type int64 in '/1.parquet' and has type int32 in '/2.parquet'"
+    assert text in str(caught.value)
+    compare(other, names=["city"], all_columns=False)
+
+
+def test_a_column_that_the_other_file_has_twice_is_missing() -> None:
+    with pytest.raises(SchemaError, match=r"'age'.* is missing in '/2\.parquet'"):
+        compare(AGES.append(pa.field("age", pa.int64())))
+
+
+def test_one_column_more_matters_only_where_all_are_read() -> None:
+    more = AGES.append(pa.field("extra", pa.int8()))
+    compare(more, all_columns=False)
+    with pytest.raises(SchemaError, match=r"'extra': '/2\.parquet' has it, '/1") as e:
+        compare(more)
+    assert "name the columns to read with columns=[...]" in str(e.value)
+    assert (e.value.path, e.value.column) == ("/2.parquet", "extra")
+
+
+def test_a_packed_schema_comes_back_without_its_metadata() -> None:
+    schema = pa.schema([("x", pa.list_(pa.float16(), 2))], metadata={"pandas": "{}"})
+    assert unpack_schema(pack_schema(schema)).equals(schema.remove_metadata(), True)
+
+
+def test_leaves_are_counted_through_nested_and_dotted_names(tmp_path: Any) -> None:
+    columns = {
+        "a": pa.array([{"b": 1, "c": {"d": 2, "e": [3]}}]),
+        "a.b": pa.array([7]),
+        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
+        "lists": pa.array([[[1, 2]]]),
+        "words": pa.array(["x"]).dictionary_encode(),
+        "fixed": pa.array([[[1], [2]]], pa.list_(pa.list_(pa.int8(), 1), 2)),
+        "uuid": pa.array([b"0123456789abcdef"], pa.uuid()),
+        "last": pa.array([1]),
+    }
+    table = pa.table(columns)
+    expected = {
+        "a": range(3),
+        "a.b": range(3, 4),
+        "map": range(4, 6),
+        "lists": range(6, 7),
+        "words": range(7, 8),
+        "fixed": range(8, 9),
+        "uuid": range(9, 10),
+        "last": range(10, 11),
+    }
+    assert leaf_ranges(table.schema) == expected
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pq.ParquetFile(tmp_path / "a.parquet") as file:
+        assert leaf_ranges(file.schema_arrow) == expected
+        paths = [file.schema.column(i).path for i in range(len(file.schema))]
+    assert len(paths) == 11
+    assert all(
+        paths[r[0]].split(".")[0] == name.split(".")[0] for name, r in expected.items()
+    )
