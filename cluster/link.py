@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from distributed import Client, rpc
+from distributed.comm.addressing import get_address_host_port
 from distributed.security import Security
 
 from cluster.errors import UnreachableError
@@ -16,9 +18,11 @@ from cluster.loop import LoopThread
 
 _T = TypeVar("_T")
 
-# Connecting gets this share of a question's time, so that its own error, which names
-# the reason ("connection refused"), comes before the bare deadline.
+# Shares of a question's time: connecting, connecting and the answer, and finding out
+# afterwards why there was none.
 _CONNECT_SHARE = 0.8
+_ANSWER_SHARE = 0.9
+_REASON_SHARE = 0.1
 # Closing a client of a scheduler that is gone: it has nobody to say good-bye to.
 _CLOSE_CLIENT_S = 5.0
 
@@ -85,16 +89,30 @@ class SchedulerLink:
             waited_s = time.monotonic() - began
             raise UnreachableError(
                 f"no Dask scheduler answers at {self.address} after {waited_s:.1f} s "
-                f"({_root_cause(error)}); check that one runs there, that this machine "
-                "can reach it, and that both sides use TLS or neither; if it is only "
-                f"slow, wait longer than {timeout_s:g} s",
+                f"({self._reason(error, timeout_s)}); check that one runs there, that "
+                "this machine can reach it, and that both sides use TLS or neither; if "
+                f"it is only slow, wait longer than {timeout_s:g} s",
                 address=self.address,
                 waited_s=waited_s,
             ) from error
 
+    def _reason(self, error: BaseException, timeout_s: float) -> str:
+        while error.__cause__ is not None:
+            error = error.__cause__
+        if isinstance(error, TimeoutError | asyncio.CancelledError):
+            # Dask tells of its last attempt only, which ran out of time. One more:
+            place = get_address_host_port(self.address)
+            try:
+                socket.create_connection(place, timeout_s * _REASON_SHARE).close()
+            except OSError as refused:
+                error = refused
+            else:
+                return "something listens there, but does not answer"
+        return f"{type(error).__name__}: {error}"
+
     async def _ask(self, question: str, timeout_s: float) -> Any:
         async with (
-            asyncio.timeout(timeout_s),
+            asyncio.timeout(timeout_s * _ANSWER_SHARE),
             rpc(
                 self.address,
                 timeout=timeout_s * _CONNECT_SHARE,
@@ -113,7 +131,7 @@ class SchedulerLink:
             timeout=timeout_s * _CONNECT_SHARE,
         )
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s * _ANSWER_SHARE):
                 await client
         except BaseException:
             with contextlib.suppress(TimeoutError, OSError):
@@ -124,9 +142,3 @@ class SchedulerLink:
         # a closed client raises instead of handing out coroutines.
         client._asynchronous = False
         return client
-
-
-def _root_cause(error: BaseException) -> str:
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -35,16 +35,23 @@ NUM_ROWS = 1009
 OPTIONS = {"client": "threads", "batch_size": 50, "shuffle_window": 40}
 
 
-@pytest.fixture
-def shuffled(small_data):
-    with ParquetDataset(small_data, shuffle=True, seed=5, **OPTIONS) as dataset:
-        yield dataset
+@pytest.fixture(
+    scope="module",
+    params=["threads", pytest.param("cluster", marks=pytest.mark.cluster)],
+)
+def client(request) -> Any:
+    if request.param == "threads":
+        return "threads"
+    return request.getfixturevalue("local_cluster")
 
 
-@pytest.fixture
-def plain(small_data):
-    with ParquetDataset(small_data, **OPTIONS) as dataset:
-        yield dataset
+def plain_of(path: Path, **options: Any) -> ParquetDataset:
+    # Not a fixture: pytest would keep it alive until after the leak check.
+    return ParquetDataset(path, **{**OPTIONS, **options})
+
+
+def shuffled_of(path: Path, **options: Any) -> ParquetDataset:
+    return plain_of(path, shuffle=True, seed=5, **options)
 
 
 def ids(batches: Any) -> list[list[int]]:
@@ -60,12 +67,13 @@ def epoch_of(path: Path, epoch: int, **options: Any) -> list[list[int]]:
 # ---- what it is ---------------------------------------------------------------------
 
 
-def test_it_knows_its_rows_schema_world_and_length(small_data, plain):
-    assert plain.num_rows == NUM_ROWS
-    assert plain.schema == pq.read_schema(small_data / "part-0.parquet")
-    assert plain.batch_size == 50
-    assert len(plain) == 21
-    assert (plain.world.rank, plain.world.world_size) == (0, 1)
+def test_it_knows_its_rows_schema_world_and_length(small_data):
+    with plain_of(small_data) as dataset:
+        assert dataset.num_rows == NUM_ROWS
+        assert dataset.schema == pq.read_schema(small_data / "part-0.parquet")
+        assert dataset.batch_size == 50
+        assert len(dataset) == 21
+        assert (dataset.world.rank, dataset.world.world_size) == (0, 1)
 
 
 def test_schema_and_batches_have_the_columns_asked_for_in_that_order(small_data):
@@ -84,45 +92,49 @@ def test_num_rows_counts_what_the_filters_keep(small_data):
     assert rows == table["id"].to_pylist()
 
 
-def test_explain_says_what_is_read_how_and_by_whom(shuffled):
-    text = shuffled.explain()
-    assert "1009 rows in 17 row groups of 3 files" in text
-    assert "shuffle=True seed=5" in text
-    assert "rank 0 of 1 (default): 21 batches, 1009 rows" in text
-    assert "threads in this process" in text
+def test_explain_says_what_is_read_how_and_by_whom(small_data):
+    with shuffled_of(small_data) as dataset:
+        text = dataset.explain()
+        assert "1009 rows in 17 row groups of 3 files" in text
+        assert "shuffle=True seed=5" in text
+        assert "rank 0 of 1 (default): 21 batches, 1009 rows" in text
+        assert "threads in this process" in text
 
 
-def test_explain_counts_no_epoch(shuffled):
-    first = ids(shuffled)
-    shuffled.set_epoch(0)
-    shuffled.explain()
-    len(shuffled)
-    assert ids(shuffled) == first
+def test_explain_counts_no_epoch(small_data):
+    with shuffled_of(small_data) as dataset:
+        first = ids(dataset)
+        dataset.set_epoch(0)
+        dataset.explain()
+        len(dataset)
+        assert ids(dataset) == first
 
 
-def test_stats_count_what_was_handed_out(plain):
-    assert plain.stats()["batches"] == 0
-    list(plain)
-    stats = plain.stats()
-    assert set(stats) == {*LABELS, "wait_share"}
-    assert stats["batches"] == 21
-    assert stats["rows"] == NUM_ROWS
-    assert stats["windows"] >= NUM_ROWS / 40
-    assert stats["bytes"] > NUM_ROWS * 8
-    assert 0 <= stats["wait_share"] <= 1
-    list(plain)
-    assert plain.stats()["rows"] == 2 * NUM_ROWS
+def test_stats_count_what_was_handed_out(small_data):
+    with plain_of(small_data) as dataset:
+        assert dataset.stats()["batches"] == 0
+        list(dataset)
+        stats = dataset.stats()
+        assert set(stats) == {*LABELS, "wait_share"}
+        assert stats["batches"] == 21
+        assert stats["rows"] == NUM_ROWS
+        assert stats["windows"] >= NUM_ROWS / 40
+        assert stats["bytes"] > NUM_ROWS * 8
+        assert 0 <= stats["wait_share"] <= 1
+        list(dataset)
+        assert dataset.stats()["rows"] == 2 * NUM_ROWS
 
 
-def test_take_and_peek_show_the_first_of_epoch_0_and_count_no_epoch(shuffled):
-    shown = shuffled.take(3)
-    assert ids([shuffled.peek()]) == ids(shown[:1])
-    first = ids(shuffled)
-    assert ids(shown) == first[:3]
-    assert ids(shuffled.take(1)) == first[:1]
-    assert ids(shuffled.take(0)) == []
-    assert len(shuffled.take(10**6)) == 21
-    assert ids(shuffled) != first
+def test_take_and_peek_show_the_first_of_epoch_0_and_count_no_epoch(small_data):
+    with shuffled_of(small_data) as dataset:
+        shown = dataset.take(3)
+        assert ids([dataset.peek()]) == ids(shown[:1])
+        first = ids(dataset)
+        assert ids(shown) == first[:3]
+        assert ids(dataset.take(1)) == first[:1]
+        assert ids(dataset.take(0)) == []
+        assert len(dataset.take(10**6)) == 21
+        assert ids(dataset) != first
 
 
 def test_take_and_peek_show_rows_without_a_batch_size(small_data):
@@ -147,18 +159,19 @@ def test_a_dataset_without_rows_has_no_batches(tmp_path):
 # ---- epochs -------------------------------------------------------------------------
 
 
-def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data, shuffled):
-    epochs = [ids(shuffled) for _ in range(3)]
-    assert len({str(epoch) for epoch in epochs}) == 3
-    for number, epoch in enumerate(epochs):
-        assert sorted(chain.from_iterable(epoch)) == list(range(NUM_ROWS))
-        assert epoch == epoch_of(small_data, number, shuffle=True, seed=5)
-    shuffled.set_epoch(1)
-    assert ids(shuffled) == epochs[1]
-    assert ids(shuffled) == epochs[2]
-    shuffled.set_epoch(0)
-    shuffled.set_epoch(2)
-    assert ids(shuffled) == epochs[2]
+def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data):
+    with shuffled_of(small_data) as dataset:
+        epochs = [ids(dataset) for _ in range(3)]
+        assert len({str(epoch) for epoch in epochs}) == 3
+        for number, epoch in enumerate(epochs):
+            assert sorted(chain.from_iterable(epoch)) == list(range(NUM_ROWS))
+            assert epoch == epoch_of(small_data, number, shuffle=True, seed=5)
+        dataset.set_epoch(1)
+        assert ids(dataset) == epochs[1]
+        assert ids(dataset) == epochs[2]
+        dataset.set_epoch(0)
+        dataset.set_epoch(2)
+        assert ids(dataset) == epochs[2]
 
 
 def test_equal_seed_and_epoch_give_equal_batches_and_other_seeds_do_not(small_data):
@@ -168,40 +181,39 @@ def test_equal_seed_and_epoch_give_equal_batches_and_other_seeds_do_not(small_da
     assert one != epoch_of(small_data, 5, shuffle=True, seed=1)
 
 
-def test_unshuffled_epochs_are_all_alike(plain):
-    assert ids(plain) == ids(plain)
+def test_unshuffled_epochs_are_all_alike(small_data):
+    with plain_of(small_data) as dataset:
+        assert ids(dataset) == ids(dataset)
 
 
-def test_an_epoch_begins_when_iter_is_called_not_at_the_first_next(shuffled):
-    epochs = [ids(shuffled), ids(shuffled)]
-    shuffled.set_epoch(0)
-    first = iter(shuffled)
-    second = iter(shuffled)
-    assert ids(second) == epochs[1]
-    shuffled.set_epoch(7)
-    assert ids(first) == epochs[0]
+def test_an_epoch_begins_when_iter_is_called_not_at_the_first_next(small_data):
+    with shuffled_of(small_data) as dataset:
+        epochs = [ids(dataset), ids(dataset)]
+        dataset.set_epoch(0)
+        first = iter(dataset)
+        second = iter(dataset)
+        assert ids(second) == epochs[1]
+        dataset.set_epoch(7)
+        assert ids(first) == epochs[0]
 
 
-def test_after_an_early_break_the_next_iteration_is_a_whole_new_epoch(
-    small_data, shuffled
-):
-    for _ in shuffled:
-        break
-    assert ids(shuffled) == epoch_of(small_data, 1, shuffle=True, seed=5)
+def test_after_an_early_break_the_next_iteration_is_a_whole_new_epoch(small_data):
+    with shuffled_of(small_data) as dataset:
+        for _ in dataset:
+            break
+        assert ids(dataset) == epoch_of(small_data, 1, shuffle=True, seed=5)
 
 
 @pytest.mark.parametrize("epoch", [-1, 1.0, "1", None, True])
-def test_an_epoch_is_a_whole_number_from_0_up(plain, epoch):
-    with pytest.raises(ConfigError, match=r"epoch=.* must be a whole number from 0"):
-        plain.set_epoch(epoch)
+def test_an_epoch_is_a_whole_number_from_0_up(small_data, epoch):
+    with plain_of(small_data) as dataset:
+        with pytest.raises(
+            ConfigError, match=r"epoch=.* must be a whole number from 0"
+        ):
+            dataset.set_epoch(epoch)
 
 
-@pytest.mark.parametrize(
-    "client", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)]
-)
-def test_two_iterators_at_once_do_not_disturb_each_other(small_data, client, request):
-    if client == "cluster":
-        client = request.getfixturevalue("local_cluster")
+def test_two_iterators_at_once_do_not_disturb_each_other(small_data, client):
     options = {**OPTIONS, "client": client}
     with ParquetDataset(small_data, shuffle=True, **options) as dataset:
         one, two = [], []
@@ -250,14 +262,9 @@ def digests(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize("uneven", ["pad", "exact"])
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize(
-    "client", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)]
-)
 def test_writing_into_batches_changes_no_other_batch_no_later_epoch_and_no_file(
-    small_data, client, shuffle, uneven, request
+    small_data, client, shuffle, uneven
 ):
-    if client == "cluster":
-        client = request.getfixturevalue("local_cluster")
     before = digests(small_data)
     options = {**OPTIONS, "client": client, "shuffle": shuffle, "uneven": uneven}
     with ParquetDataset(small_data, rank=1, world_size=3, **options) as dataset:
@@ -320,22 +327,24 @@ def test_kept_batches_outlive_the_dataset(small_data):
 # ---- pickle and fork ----------------------------------------------------------------
 
 
-def test_a_pickled_dataset_goes_on_with_the_next_epoch(small_data, shuffled):
-    first = ids(shuffled)
-    with pickle.loads(pickle.dumps(shuffled)) as copy:
-        assert ids(copy) == epoch_of(small_data, 1, shuffle=True, seed=5)
-        assert copy.num_rows == NUM_ROWS
-        copy.set_epoch(0)
-        assert ids(copy) == first
-    # The copy counted for itself, and closing it closed nothing of the original's.
-    assert ids(shuffled) == epoch_of(small_data, 1, shuffle=True, seed=5)
+def test_a_pickled_dataset_goes_on_with_the_next_epoch(small_data):
+    with shuffled_of(small_data) as dataset:
+        first = ids(dataset)
+        with pickle.loads(pickle.dumps(dataset)) as copy:
+            assert ids(copy) == epoch_of(small_data, 1, shuffle=True, seed=5)
+            assert copy.num_rows == NUM_ROWS
+            copy.set_epoch(0)
+            assert ids(copy) == first
+        # The copy counted for itself, and closing it closed nothing of the original's.
+        assert ids(dataset) == epoch_of(small_data, 1, shuffle=True, seed=5)
 
 
-def test_a_pickle_holds_no_data_and_no_connection(shuffled):
-    iterator = iter(shuffled)
-    next(iterator)
-    assert len(pickle.dumps(shuffled)) < 100_000
-    iterator.close()
+def test_a_pickle_holds_no_data_and_no_connection(small_data):
+    with shuffled_of(small_data) as dataset:
+        iterator = iter(dataset)
+        next(iterator)
+        assert len(pickle.dumps(dataset)) < 100_000
+        iterator.close()
 
 
 @pytest.mark.cluster
@@ -352,14 +361,9 @@ def _send_ids(dataset: ParquetDataset, pipe: Any) -> None:
     pipe.close()
 
 
-@pytest.mark.parametrize(
-    "client", ["threads", pytest.param("cluster", marks=pytest.mark.cluster)]
-)
 def test_a_dataset_in_use_works_in_a_forked_child_and_on_in_its_parent(
-    small_data, client, request
+    small_data, client
 ):
-    if client == "cluster":
-        client = request.getfixturevalue("local_cluster")
     options = {**OPTIONS, "client": client, "shuffle": True}
     context = multiprocessing.get_context("fork")
     with ParquetDataset(small_data, **options) as dataset:
@@ -645,14 +649,18 @@ def test_a_mesh_and_a_rank_together_are_refused(small_data, process_group):
 # ---- double batching ----------------------------------------------------------------
 
 
-def test_a_fetcher_that_would_batch_again_is_refused(plain):
-    def fetch(dataset: ParquetDataset, *, auto_collation: bool) -> Any:
-        # As in torch's and torchdata's fetchers.
-        return iter(dataset)
+def test_a_fetcher_that_would_batch_again_is_refused(small_data):
+    with plain_of(small_data) as dataset:
 
-    with pytest.raises(ConfigError, match="would batch these batches of 50 rows again"):
-        fetch(plain, auto_collation=True)
-    fetch(plain, auto_collation=False)
+        def fetch(dataset: ParquetDataset, *, auto_collation: bool) -> Any:
+            # As in torch's and torchdata's fetchers.
+            return iter(dataset)
+
+        with pytest.raises(
+            ConfigError, match="would batch these batches of 50 rows again"
+        ):
+            fetch(dataset, auto_collation=True)
+        fetch(dataset, auto_collation=False)
 
 
 def test_rows_may_be_batched_by_a_fetcher(small_data):

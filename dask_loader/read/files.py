@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow.parquet as pq
@@ -16,8 +17,9 @@ from dask_loader.errors import BadFileError, DataChangedError
 
 # Footers of wide tables take megabytes, and each handle a descriptor.
 _MAX_IDLE = 32
-# Without a buffer a read holds the whole compressed column chunk. Files are not mapped: a
-# mapped file that is cut short kills the process (SIGBUS), a read one is an error.
+# Without a buffer one read takes a whole compressed column chunk, which is fastest where
+# chunks are small. Files with row groups above this are read through a buffer.
+_BUFFERED_GROUP_BYTES = 128 << 20
 _BUFFER_BYTES = 1 << 20
 
 
@@ -102,15 +104,7 @@ class OpenFiles:
                     "and time and another footer; make the dataset again",
                     path=path,
                 )
-            file = pq.ParquetFile(
-                path,
-                filesystem=storage.arrow(),
-                metadata=footer,
-                buffer_size=_BUFFER_BYTES,
-                pre_buffer=False,
-                page_checksum_verification=verify_checksums,
-                coerce_int96_timestamp_unit=INT96_UNIT,
-            )
+            file = _open_parquet(storage, path, footer, verify_checksums)
         except DataChangedError:
             raise
         except FileNotFoundError as error:
@@ -126,6 +120,28 @@ class OpenFiles:
             while len(self._footers) > _MAX_IDLE:
                 self._footers.popitem(last=False)
         return file
+
+
+def _open_parquet(
+    storage: Storage, path: str, footer: Any, verify_checksums: bool
+) -> pq.ParquetFile:
+    # Not mapped: a mapped file that is cut short kills the process (SIGBUS), a read one
+    # is an error.
+    open_file = partial(
+        pq.ParquetFile,
+        path,
+        filesystem=storage.arrow(),
+        pre_buffer=False,
+        page_checksum_verification=verify_checksums,
+        coerce_int96_timestamp_unit=INT96_UNIT,
+    )
+    file = open_file(metadata=footer)
+    footer = file.metadata
+    sizes = [footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)]
+    if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
+        file.close()
+        file = open_file(metadata=footer, buffer_size=_BUFFER_BYTES)
+    return file
 
 
 def decode_error(path: str, row_group: int, error: Exception) -> BadFileError:
