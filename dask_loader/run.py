@@ -57,11 +57,16 @@ class Progress:
     num_steps: int = 0
 
     def position(self) -> Position:
-        """Return the position after these batches; the same on every rank."""
+        """Return the position after these batches; the same on every rank.
+
+        With uneven="exact" a rank that ends a step early cannot vouch for the last step of
+        the others: rank 0 always ends last, so its state is the one to keep.
+        """
         deal, done = self.run.deal, self.num_steps
         rows = min(deal.first + done * deal.step_rows, deal.num_rows)
-        if done >= self.run.num_steps:  # what "drop" or drop_last leave off is done too
-            rows = deal.num_rows
+        leaves_off = deal.drop_last or deal.uneven == "drop"
+        if leaves_off and done >= self.run.num_steps:
+            rows = deal.num_rows  # what is left off is done too
         return Position(
             epoch=self.run.epoch.number,
             rows=rows,

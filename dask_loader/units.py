@@ -35,7 +35,7 @@ def parse_bytes(value: int | str, *, name: str) -> int:
         ConfigError: It is neither, or not positive.
     """
     size = _parse(value, _BYTES)
-    if size is None or size < 1:
+    if size is None or size < 1 or (isinstance(value, float) and size != int(size)):
         raise ConfigError(
             f"{name}={value!r} is not a size; give a whole number of bytes or text such "
             'as "64 MiB"'
@@ -78,4 +78,5 @@ def _parse(value: object, units: dict[str, int] | dict[str, float]) -> float | N
     if match is None:
         return None
     factor = units.get(match[2].lower())
-    return None if factor is None else float(match[1]) * factor
+    size = None if factor is None else float(match[1]) * factor
+    return size if size is not None and math.isfinite(size) else None

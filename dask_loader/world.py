@@ -103,7 +103,7 @@ def resolve_world(
 def local_world_size(environ: Mapping[str, str] | None = None) -> int:
     """Return how many ranks torchrun started on this host (LOCAL_WORLD_SIZE), or 1."""
     text = (os.environ if environ is None else environ).get("LOCAL_WORLD_SIZE", "1")
-    return max(1, int(text)) if text.isdigit() else 1
+    return max(1, int(text)) if text.isdecimal() else 1
 
 
 def _from_mesh(mesh: Any) -> World:
@@ -133,8 +133,14 @@ def _torch_group() -> World | None:
 
 def _from_environ(environ: Mapping[str, str]) -> World | None:
     rank, world_size = environ.get("RANK"), environ.get("WORLD_SIZE")
-    if rank is None or world_size is None:
+    if rank is None and world_size is None:
         return None
+    if rank is None or world_size is None:
+        raise WorldError(
+            f"RANK={rank!r} and WORLD_SIZE={world_size!r} in the environment go together: "
+            "every rank would read everything; set both, unset both, or pass rank= and "
+            "world_size="
+        )
     try:
         numbers = int(rank), int(world_size)
     except ValueError as error:

@@ -260,8 +260,7 @@ def digests(folder: Path) -> list[str]:
     return [hashlib.sha256(file.read_bytes()).hexdigest() for file in files]
 
 
-@pytest.mark.parametrize("uneven", ["pad", "exact"])
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("shuffle", "uneven"), [(True, "pad"), (False, "exact")])
 def test_writing_into_batches_changes_no_other_batch_no_later_epoch_and_no_file(
     small_data, client, shuffle, uneven
 ):

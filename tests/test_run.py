@@ -44,6 +44,7 @@ def catalog_of(rows: Any, *, row_bytes: Any = 8, kept: Any = None) -> Catalog:
         schema=pa.schema([]),
         forms=(),
         expression=None,
+        filter_text="",
         filter_columns=(),
         file_index=np.zeros(len(num_rows), dtype=np.int64),
         row_group=np.arange(len(num_rows), dtype=np.int64),

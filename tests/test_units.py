@@ -94,7 +94,20 @@ def test_a_duration_is_seconds_or_text_with_a_unit(
 
 @pytest.mark.parametrize(
     "value",
-    [0, -1.5, float("nan"), "0 s", "", "soon", "1 day", "-3 s", "1:30", True, None],
+    [
+        0,
+        -1.5,
+        float("nan"),
+        float("inf"),
+        "0 s",
+        "",
+        "soon",
+        "1 day",
+        "-3 s",
+        "1:30",
+        True,
+        None,
+    ],
 )
 def test_what_is_no_duration_is_refused_with_its_value(value: Any) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -118,9 +118,10 @@ def test_the_environment_says_rank_and_world_size() -> None:
     assert resolve(environ=environ) == World(1, 4, "RANK and WORLD_SIZE")
 
 
-def test_half_an_environment_is_none() -> None:
-    assert resolve(environ={"RANK": "1"}).source == "default"
-    assert resolve(environ={"WORLD_SIZE": "4"}).source == "default"
+@pytest.mark.parametrize("environ", [{"RANK": "1"}, {"WORLD_SIZE": "4"}])
+def test_half_an_environment_is_refused(environ: dict[str, str]) -> None:
+    with pytest.raises(WorldError, match="in the environment go together: every rank"):
+        resolve(environ=environ)
 
 
 def test_without_environ_the_process_environment_is_read(

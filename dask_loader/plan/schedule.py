@@ -18,8 +18,9 @@ from dask_loader.plan.epoch import Epoch, Window
 from dask_loader.plan.order import Ints
 from dask_loader.plan.share import Deal
 
-# Steps whose shares are computed in one go: 1024 x 64 splits are 0.5 MiB of int64.
-_BLOCK_STEPS = 1024
+# Shares that are computed in one go, steps times splits: 0.5 MiB of int64.
+_BLOCK_ITEMS = 1 << 16
+_MAX_BLOCK_STEPS = 1024
 
 
 class Request(NamedTuple):
@@ -147,8 +148,10 @@ def walk(
     num_steps = deal.num_steps(rank)
     my_last = turn.last(num_steps)
     in_use = _InUse(epoch)
-    for block in range(0, num_steps, _BLOCK_STEPS):
-        steps = np.arange(block, min(block + _BLOCK_STEPS, num_steps))
+    num_splits = max(1, len(deal.rank_splits(rank)))
+    block_steps = max(1, min(_MAX_BLOCK_STEPS, _BLOCK_ITEMS // num_splits))
+    for block in range(0, num_steps, block_steps):
+        steps = np.arange(block, min(block + block_steps, num_steps))
         splits, starts, stops = deal.pieces(rank, block, block + len(steps))
         for row in np.flatnonzero(turn.mine(steps)).tolist():
             step = block + row
@@ -163,7 +166,6 @@ def walk(
             )
             pieces: list[Piece] = []
             for split, low, high in ranges:
-                in_use.pass_before(split, low)
                 pieces += in_use.take(split, low, high)
             pad = None
             place = deal.pad(rank) if step == num_steps - 1 else None

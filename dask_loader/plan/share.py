@@ -87,9 +87,7 @@ class Deal:
         if self.uneven == "pad":
             each += over > 0
         elif self.uneven == "exact":
-            # Chunks of a class differ by one row, and so do classes: ask for the step.
-            taken = self.pieces(rank, whole, whole + (tail > 0))
-            each = int((taken.stops - taken.starts).sum())
+            each += rank < over
         return whole * self.batch_size + each
 
     def rank_splits(self, rank: int) -> Ints:
@@ -98,10 +96,22 @@ class Deal:
         return np.arange((rank + self.first) % g, self.num_splits, g, dtype=np.int64)
 
     def splits_in_hand(self, rank: int) -> int:
-        """How many splits a rank reads side by side, at most."""
-        chunks = self.world_size // self.num_classes
-        mine = len(self.rank_splits(rank))
-        return mine if chunks == 1 else min(mine, -(-mine // chunks) + 1)
+        """How many splits a rank reads side by side, at most.
+
+        Where ranks share splits, the borders between them move from step to step, and
+        come round after a period.
+        """
+        splits = len(self.rank_splits(rank))
+        if self.world_size == self.num_classes:
+            return splits
+        touched = np.zeros(splits, dtype=np.bool_)
+        whole = max(self.num_rows - self.first, 0) // self.step_rows
+        period = self.num_splits // gcd(self.num_splits, self.step_rows)
+        spans = [(i, i + 1) for i in range(min(whole, period))]
+        for start, stop in [*spans, (whole, whole + (self.tail_rows > 0))]:
+            pieces = self.pieces(rank, start, stop)
+            touched |= (pieces.starts < pieces.stops).any(axis=0)
+        return max(1, int(touched.sum()))
 
     def pieces(self, rank: int, start: int, stop: int) -> Pieces:
         """Return the rank's rows of steps [start, stop), pads not included.
