@@ -1,8 +1,8 @@
 """A cluster on this machine: distributed.LocalCluster with a deadline, and quiet.
 
-The scheduler lives in this process, each worker in one of its own; all of them listen
-on 127.0.0.1 only. The wire is plain: other users of the same machine could connect.
-The workers end with this process, however it ends.
+The scheduler lives in this process, each worker in a program of its own, which imports
+nothing of this one; all of them listen on 127.0.0.1 only. The wire is plain: other users
+of the same machine could connect. The workers end with this process, however it ends.
 """
 
 from __future__ import annotations
@@ -10,36 +10,30 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import logging
-import multiprocessing
 import os
-import signal
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-import dask
-from distributed import LocalCluster, Nanny
+from distributed import LocalCluster
 
 from cluster.errors import StartError
 from cluster.loop import LoopThread
 from cluster.spec import ClusterSpec
+from cluster.worker import WorkerOptions, WorkerProcess
 
 _HOST = "127.0.0.1"
 # Everything below is noise of starting, scaling and closing.
 _LOG_LEVEL = logging.ERROR
-# Dask gives a worker that does not answer 4 s before it kills it.
+# A worker that does not end by itself is killed after 4 s.
 _CLOSE_S = 20.0
-# After the worker processes are killed, their keepers notice at once.
+# After the worker processes are killed, those who wait for them notice at once.
 _KILL_S = 10.0
 _POLL_S = 0.05
-# Set by every nanny, besides those of its "pre-spawn-environ" configuration.
-_SET_BY_DASK = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
-
-_GUARD = (
-    "each worker first imports the main script, so launch() must stand under "
-    '`if __name__ == "__main__":` (or in a function called from there)'
-)
+# A worker that is restarted later, on a machine that is busy by then, takes longer than
+# the first ones may be allowed.
+_RESTART_S = 60.0
 
 
 class LocalLauncher:
@@ -53,7 +47,7 @@ class LocalLauncher:
         self._spec = spec
         self._loop: LoopThread | None = None
         self._cluster: LocalCluster | None = None
-        self._nannies: list[Nanny] = []
+        self._workers: list[WorkerProcess] = []
         self._quiet = ExitStack()
 
     @property
@@ -70,27 +64,23 @@ class LocalLauncher:
         """Bring up the scheduler and the workers.
 
         Raises:
-            StartError: They failed, were too slow, or this process may have no
-                children.
+            StartError: They failed, or were too slow.
         """
-        _check_may_have_children()
         self._quiet.enter_context(_dask_quiet())
         self._loop = LoopThread("cluster-local")
-        with _environ_kept():
-            starting = self._loop.submit(self._start())
-            try:
-                in_time = self._settle(starting, within_s=timeout_s)
-            except BaseException:  # Ctrl-C: what has begun must end before close()
-                self._settle(starting, within_s=0.0)
-                raise
+        starting = self._loop.submit(self._start())
+        try:
+            in_time = self._settle(starting, within_s=timeout_s)
+        except BaseException:  # Ctrl-C: what has begun must end before close()
+            self._settle(starting, within_s=0.0)
+            raise
         error = starting.exception() if starting.done() else None
         if in_time and error is None:
             return
-        reason = repr(error) if in_time else f"not up after {timeout_s:g} s"
+        reason = _reason(error) if in_time else f"not up after {timeout_s:g} s"
         raise StartError(
             f"the local cluster (workers={self._spec.workers}) did not start: {reason}; "
-            f"the usual cause: {_GUARD}; else see what the workers printed above, or "
-            "give more time with start_timeout_s",
+            "see what the workers printed above, or give more time with start_timeout_s",
             kind=self.kind,
             workers_asked=self._spec.workers,
             waited_s=None if in_time else timeout_s,
@@ -103,14 +93,14 @@ class LocalLauncher:
             StartError: One of them failed to start.
         """
         assert self._loop is not None
-        with _environ_kept():
-            scaling = self._loop.submit(self._scale(num_workers))
-            concurrent.futures.wait([scaling], timeout=timeout_s)
+        scaling = self._loop.submit(self._scale(num_workers))
+        concurrent.futures.wait([scaling], timeout=timeout_s)
         error = scaling.exception() if scaling.done() else None
         if error is not None:
             raise StartError(
                 f"a worker of the local cluster at {self.address} did not start "
-                f"({error!r}) when it was scaled to {num_workers}",
+                f"({_reason(error)}) when it was scaled to {num_workers}; see what it "
+                "printed above",
                 kind=self.kind,
                 address=self.address,
                 workers_asked=num_workers,
@@ -138,14 +128,16 @@ class LocalLauncher:
         if spec.memory_limit != "auto":
             options["memory_limit"] = spec.memory_limit
         if spec.local_directory is not None:
-            options["local_directory"] = os.fspath(spec.local_directory)
+            folder = os.path.abspath(spec.local_directory)
+            os.makedirs(folder, exist_ok=True)  # its error says more than a worker's
+            options["local_directory"] = folder
         self._cluster = LocalCluster(
             asynchronous=True,
             host=_HOST,
             n_workers=spec.workers,
             threads_per_worker=spec.threads_per_worker,
             processes=True,
-            worker_class=self._make_nanny,
+            worker_class=self._make_worker,
             # Port 0 also without a dashboard: the scheduler always serves HTTP (its
             # health, its metrics), and warns when the default port is taken.
             dashboard_address=f"{_HOST}:0",
@@ -177,10 +169,37 @@ class LocalLauncher:
         if closing is not None:
             await closing
 
-    def _make_nanny(self, *args: Any, **options: Any) -> Nanny:
-        nanny = Nanny(*args, **options)
-        self._nannies.append(nanny)
-        return nanny
+    def _make_worker(
+        self,
+        scheduler_address: str,
+        *,
+        name: int,
+        nthreads: int,
+        memory_limit: str | int | None = "auto",
+        local_directory: str | None = None,
+        **_: Any,
+    ) -> WorkerProcess:
+        """Make what SpecCluster asks for; the rest of it is meant for its own nannies."""
+        options = WorkerOptions(
+            name=name,
+            num_threads=nthreads,
+            memory_limit=memory_limit,
+            local_directory=local_directory,
+            start_timeout_s=max(_RESTART_S, self._spec.start_timeout_s),
+        )
+        worker = WorkerProcess(scheduler_address, options, self._has_joined)
+        self._workers.append(worker)
+        return worker
+
+    def _has_joined(self, name: int) -> bool:
+        scheduler = self._running().scheduler
+        assert scheduler is not None
+        # A nanny that is still starting, some 50 ms more, would not replace its worker.
+        starting = scheduler._starting_nannies
+        return any(
+            worker.name == name and worker.nanny not in starting
+            for worker in scheduler.workers.values()
+        )
 
     def _settle(
         self, work: concurrent.futures.Future[None], *, within_s: float
@@ -188,8 +207,8 @@ class LocalLauncher:
         """Wait for the end of some work; past its time, kill the workers to force it.
 
         Dask has no deadline of its own that leaves nothing behind: a worker that never
-        comes up keeps its nanny, and the nanny the cluster, waiting. When the process
-        is killed, both go on and report it.
+        comes up keeps the cluster waiting. When its program is killed, both go on and
+        report it.
 
         Returns:
             Whether it ended in time.
@@ -198,28 +217,14 @@ class LocalLauncher:
         in_time = work.done()
         give_up = time.monotonic() + _KILL_S
         while not work.done() and time.monotonic() < give_up:
-            for nanny in self._nannies:
-                if nanny.pid:
-                    with contextlib.suppress(ProcessLookupError):
-                        os.kill(nanny.pid, signal.SIGKILL)
+            for worker in self._workers:
+                worker.kill()
             concurrent.futures.wait([work], timeout=_POLL_S)
         return in_time
 
 
-def _check_may_have_children() -> None:
-    process = multiprocessing.current_process()
-    if getattr(process, "_inheriting", False):  # as multiprocessing itself asks it
-        raise StartError(
-            f"launch() was called while a worker was being started: {_GUARD}",
-            kind=LocalLauncher.kind,
-        )
-    if process.daemon:
-        raise StartError(
-            f"launch() was called in {process.name}, a daemonic process (a DataLoader "
-            "worker, or a task on a Dask worker), which may have no children; launch in "
-            "the main process and pass on the address",
-            kind=LocalLauncher.kind,
-        )
+def _reason(error: BaseException | None) -> str:
+    return str(error) if isinstance(error, StartError) else repr(error)
 
 
 @contextlib.contextmanager
@@ -241,22 +246,3 @@ def _dask_quiet() -> Iterator[None]:
     finally:
         for handler in handlers:
             handler.removeFilter(is_error)
-
-
-@contextlib.contextmanager
-def _environ_kept() -> Iterator[None]:
-    """Put back what Dask sets in this process to pass it on to its workers.
-
-    It is OMP_NUM_THREADS=1 and the like, which would slow down a torch that is
-    imported after launch(). A worker that dies later and is restarted sets it again.
-    """
-    names = {*dask.config.get("distributed.nanny.pre-spawn-environ"), *_SET_BY_DASK}
-    before = {name: os.environ.get(name) for name in names}
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

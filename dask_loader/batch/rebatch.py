@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dask_loader.batch.tensors import Batch, TensorWindow, make_batch
+from dask_loader.batch.tensors import Batch, make_batch
 from dask_loader.plan.schedule import Piece, Step
 from dask_loader.transfer.window import WindowData
 
@@ -43,7 +43,7 @@ class Rebatcher:
         self._take = take
         self._release = release
         self._must_copy = must_copy
-        self._windows: dict[int, TensorWindow] = {}
+        self._windows: dict[int, WindowData] = {}
         self._num_taken = 0
 
     def batch(self, step: Step) -> Batch:
@@ -75,13 +75,13 @@ class Rebatcher:
         for values in zip(*columns, strict=True):
             yield dict(zip(self._names, values, strict=True))
 
-    def _pieces(self, step: Step) -> list[tuple[TensorWindow, int, int]]:
+    def _pieces(self, step: Step) -> list[tuple[WindowData, int, int]]:
         for request in step.opened:
             if request.number != self._num_taken:
                 raise AssertionError(
                     f"window {self._num_taken} is next, the step opens {request.number}"
                 )
-            self._windows[request.number] = TensorWindow(self._take())
+            self._windows[request.number] = self._take()
             self._num_taken += 1
         pieces = step.pieces if step.pad is None else (*step.pieces, step.pad)
         return [(self._windows[p.request], p.start, p.stop) for p in pieces]

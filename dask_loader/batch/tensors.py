@@ -1,7 +1,9 @@
-"""Windows as tensors, and batches put together from pieces of them.
+"""Batches put together from pieces of windows.
 
-Columns of one kind are cut and joined together, as rows of one tensor, and taken apart at
-the end: with 40 columns this costs a fifth of handling each by itself.
+Columns of one kind are cut and joined together, as rows of one array, and become tensors
+one by one at the end. A tensor is made from its own piece of an array, not as a view of
+another tensor: then it has a version counter of its own (autograd takes a write into one
+view for a write into all), and torch.save() writes its rows, not the window.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from dask_loader.transfer.window import WindowData
@@ -18,27 +21,9 @@ Column = torch.Tensor | list[Any]
 Batch = dict[str, Column]
 
 
-class TensorWindow:
-    """A window whose columns are tensors over the window's own memory.
-
-    A tensor keeps the memory alive, so slices of it may be handed out and outlive the
-    window. Slices of different rows never overlap.
-
-    Attributes:
-        names: Columns of each group.
-        groups: One tensor a group, shape (columns, rows, *row shape).
-        texts: Text and binary columns.
-    """
-
-    def __init__(self, window: WindowData) -> None:
-        self.names = [group.names for group in window.groups]
-        self.groups = [torch.from_numpy(group.data) for group in window.groups]
-        self.texts = window.texts
-
-
 def make_batch(
     names: Sequence[str],
-    pieces: Sequence[tuple[TensorWindow, int, int]],
+    pieces: Sequence[tuple[WindowData, int, int]],
     *,
     copy: bool,
 ) -> Batch:
@@ -50,18 +35,17 @@ def make_batch(
         copy: Return memory of its own even for a single piece.
 
     Returns:
-        Tensors of shape (rows, *row shape), each contiguous: views on the window for a
-        single piece, else copies.
+        Tensors of shape (rows, *row shape), each contiguous: on the window's memory for a
+        single piece, else copies. They keep that memory alive, so they may outlive the
+        window; those of different rows never overlap.
     """
     first = pieces[0][0]
     found: Batch = {}
-    for i, members in enumerate(first.names):
-        parts = [window.groups[i][:, start:stop] for window, start, stop in pieces]
-        joined = torch.cat(parts, dim=1) if copy or len(parts) > 1 else parts[0]
-        # detach's older sister: without it all columns of all batches of a window share
-        # one version counter, and autograd takes a write into one for a write into all.
-        columns = [column.data for column in joined.unbind(0)]
-        found.update(zip(members, columns, strict=True))
+    for i, group in enumerate(first.groups):
+        parts = [window.groups[i].data[:, start:stop] for window, start, stop in pieces]
+        joined = np.concatenate(parts, axis=1) if copy or len(parts) > 1 else parts[0]
+        for name, column in zip(group.names, joined, strict=True):
+            found[name] = torch.from_numpy(column)
     for name in first.texts:
         found[name] = [
             text
