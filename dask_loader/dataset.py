@@ -448,6 +448,12 @@ class ParquetDataset(IterableDataset[Any]):
         return make_deal(self._catalog, self._options, world, num_splits=splits)
 
     def _require_batches(self, what: str) -> None:
+        if get_worker_info() is not None:
+            raise ConfigError(
+                f"{what} was called in a DataLoader worker, which sees a part of the "
+                "batches only; use dask_loader.DataLoader, which counts in the main "
+                "process, or num_workers=0, or count steps and use seek()"
+            )
         if self._options.batch_size is None:
             raise ConfigError(
                 f"{what} needs a dataset with a batch_size: with batch_size=None torch's "

@@ -219,3 +219,17 @@ def test_rows_have_no_state(data: str) -> None:
         ):
             with pytest.raises(ConfigError, match="needs a dataset with a batch_size"):
                 call()
+
+
+def ask_for_state(worker_id: int) -> None:
+    del worker_id
+    torch.utils.data.get_worker_info().dataset.state_dict()
+
+
+def test_a_dataloader_worker_has_no_state_of_the_rank(data: str) -> None:
+    with make(data, batch_size=60) as dataset:
+        loader = torch.utils.data.DataLoader(
+            dataset, batch_size=None, num_workers=2, worker_init_fn=ask_for_state
+        )
+        with pytest.raises(ConfigError, match="was called in a DataLoader worker"):
+            next(iter(loader))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dask_loader.read.files import OpenFiles
-from dask_loader.read.pieces import check_group, count_kept
+from dask_loader.read.pieces import count_kept, open_slice
 from dask_loader.read.task import ReadOptions, SliceTask
 
 
@@ -20,14 +20,7 @@ def count_rows(options: ReadOptions, slices: Sequence[SliceTask]) -> list[int]:
     counts = []
     try:
         for piece in slices:
-            with files.borrow(
-                options.storage,
-                piece.path,
-                piece.stamp,
-                verify_checksums=options.verify_checksums,
-                digest=piece.digest,
-            ) as file:
-                check_group(file, piece)
+            with open_slice(files, options, piece) as file:
                 counts.append(count_kept(file, piece, options))
     finally:
         files.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,7 +11,7 @@ import pyarrow.parquet as pq
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import leaf_ranges
 from dask_loader.errors import BadFileError
-from dask_loader.read.files import decode_error
+from dask_loader.read.files import OpenFiles, decode_error
 from dask_loader.read.task import ReadOptions, SliceTask
 
 # Larger column chunks are decoded in parts: beyond this, Arrow's allocator gives memory
@@ -44,6 +45,27 @@ def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
             path=task.path,
             row_group=task.row_group,
         )
+
+
+@contextmanager
+def open_slice(
+    files: OpenFiles, options: ReadOptions, task: SliceTask
+) -> Iterator[pq.ParquetFile]:
+    """Borrow a slice's file and see that it holds the row group that was planned.
+
+    Raises:
+        DataChangedError: The file is not the one that was planned.
+        BadFileError: It cannot be opened, or has another row group.
+    """
+    with files.borrow(
+        options.storage,
+        task.path,
+        task.stamp,
+        verify_checksums=options.verify_checksums,
+        digest=task.digest,
+    ) as file:
+        check_group(file, task)
+        yield file
 
 
 def bundles(options: ReadOptions, num_rows: int) -> list[tuple[Form, ...]]:

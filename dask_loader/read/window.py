@@ -14,7 +14,7 @@ from dask_loader.plan.order import Ints, permutation
 from dask_loader.read.columns import copy_fixed, fill_text
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
-from dask_loader.read.pieces import bundles, check_group, table_pieces
+from dask_loader.read.pieces import bundles, open_slice, table_pieces
 from dask_loader.read.task import SliceTask, WindowTask
 from dask_loader.transfer.window import Block, WindowData, block_bytes, lay_out
 
@@ -54,14 +54,7 @@ def read_window(task: WindowTask, files: OpenFiles, allocate: Allocate) -> Windo
     sink = _Sink(task, window, waiting, order)
     start = 0
     for piece in task.slices:
-        with files.borrow(
-            options.storage,
-            piece.path,
-            piece.stamp,
-            verify_checksums=options.verify_checksums,
-            digest=piece.digest,
-        ) as file:
-            check_group(file, piece)
+        with open_slice(files, options, piece) as file:
             for forms in bundles(options, piece.group_rows):
                 at = start
                 for table in table_pieces(file, piece, options, forms):
@@ -89,14 +82,7 @@ def read_table(
     options = task.options
     parts: list[pa.Table] = []
     for piece in task.slices:
-        with files.borrow(
-            options.storage,
-            piece.path,
-            piece.stamp,
-            verify_checksums=options.verify_checksums,
-            digest=piece.digest,
-        ) as file:
-            check_group(file, piece)
+        with open_slice(files, options, piece) as file:
             for part in table_pieces(file, piece, options, options.forms):
                 parts.append(part.cast(plain_schema(part.schema)))
     table = pa.concat_tables(parts)

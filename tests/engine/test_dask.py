@@ -139,6 +139,31 @@ def test_closing_the_engine_forgets_what_was_submitted(
     assert until(lambda: not keys_on_scheduler(client))
 
 
+def test_a_window_that_was_taken_is_forgotten_though_its_asker_remembers(
+    engine, client, tasks
+):
+    pending = engine.submit(tasks[0], stream=0, number=0)
+    assert pending.result().num_rows == tasks[0].num_rows
+    assert until(lambda: not keys_on_scheduler(client))
+    assert until(lambda: not keys_on_workers(client))
+    pending.cancel()
+
+
+def test_no_window_passes_through_the_scheduler(local_cluster, client, small_data):
+    def hide(dask_scheduler: distributed.Scheduler) -> None:
+        dask_scheduler.hidden = dask_scheduler.handlers.pop("gather")
+
+    def show(dask_scheduler: distributed.Scheduler) -> None:
+        dask_scheduler.handlers["gather"] = dask_scheduler.hidden
+
+    client.run_on_scheduler(hide)
+    try:
+        with ParquetDataset(small_data, client=local_cluster) as dataset:
+            assert sum(map(len, ids(dataset))) == 1009
+    finally:
+        client.run_on_scheduler(show)
+
+
 def test_keys_say_engine_stream_and_window_and_are_never_shared(
     local_cluster, engine, client, busy_workers, tasks
 ):
