@@ -5,44 +5,31 @@ from __future__ import annotations
 import os
 import sys
 import uuid
-import warnings
 import weakref
 from collections.abc import Callable, Generator, Iterator
-from contextlib import closing
 from itertools import islice
 from typing import Any, Self
 
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dask_loader.batch.epochs import EpochCounter
+from dask_loader.batch.epochs import Announcement
 from dask_loader.batch.shared import Sent, SentError, send
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.schema import check_columns
+from dask_loader.course import Course
 from dask_loader.engine.where import resolve_client
 from dask_loader.engine.worker import run_table
-from dask_loader.errors import ClosedError, ConfigError, ResumeError
+from dask_loader.errors import ClosedError, ConfigError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.pipeline import Pipeline, load_catalog, make_engine
-from dask_loader.plan.position import make_state, read_state
 from dask_loader.plan.schedule import Turn
-from dask_loader.plan.share import Deal, Uneven
-from dask_loader.run import (
-    Progress,
-    Run,
-    auto_num_splits,
-    facts_of,
-    make_deal,
-    make_run,
-    window_bytes,
-)
+from dask_loader.plan.share import Uneven
+from dask_loader.run import Run, window_bytes
 from dask_loader.transfer.window import WindowData
 from dask_loader.units import format_bytes
 from dask_loader.world import World, resolve_world
-
-# Epochs lie in a shared tensor of int64.
-_MAX_EPOCH = 2**62
 
 
 class ParquetDataset(IterableDataset[Any]):
@@ -138,11 +125,7 @@ class ParquetDataset(IterableDataset[Any]):
         chosen = check_columns(columns)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
-        self._epochs = EpochCounter()
-        if num_splits is not None:
-            self._epochs.num_splits = num_splits
-        self._progress: Progress | None = None
-        self._sends_windows = False
+        self._announcement: Announcement | None = None
         self._closed = False
         self._meter = Meter()
         engine = make_engine(self._where, self._options)
@@ -158,6 +141,7 @@ class ParquetDataset(IterableDataset[Any]):
         except BaseException:
             engine.close()
             raise
+        self._course = Course(self._catalog, self._options)
         self._keep(self._make_pipeline(engine))
 
     # ---- what it is -----------------------------------------------------------------
@@ -186,7 +170,7 @@ class ParquetDataset(IterableDataset[Any]):
     def __len__(self) -> int:
         """Return this rank's batches, or rows with batch_size=None; exact."""
         world = self.world
-        deal = self._deal(world)
+        deal = self._course.deal(world)
         if self._options.batch_size is None:
             return deal.num_rank_rows(world.rank)
         return deal.num_steps(world.rank)
@@ -194,7 +178,7 @@ class ParquetDataset(IterableDataset[Any]):
     def explain(self) -> str:
         """Describe the plan for this rank in a few lines of text."""
         world = self.world
-        run = self.run(self._epochs.peek())
+        run = self._course.plan(world, self._course.next_epoch())
         catalog, options = self._catalog, self._options
         size = window_bytes(catalog, options)
         decoded = int(catalog.num_bytes.sum())
@@ -233,10 +217,7 @@ class ParquetDataset(IterableDataset[Any]):
         Raises:
             ConfigError: It is not a whole number from 0 up.
         """
-        _require_epoch(epoch)
-        self._epochs.set(epoch)
-        if self._progress is not None and self._progress.run.epoch.number != epoch:
-            self._progress = None
+        self._course.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
         """Begin the next epoch.
@@ -250,33 +231,13 @@ class ParquetDataset(IterableDataset[Any]):
         self._refuse_double_batching(sys._getframe(1))
         worker = get_worker_info()
         if worker is None:
-            run = self._begin()
-            return self._counted(run, self._iterate(run, Turn()))
+            run = self._course.begin(self.world)
+            return self._course.count(run, self._iterate(run, Turn()))
         turn = Turn(worker=worker.id, num_workers=worker.num_workers)
-        if self._sends_windows:
-            return self._send_windows(turn)
-        epoch = self._epochs.begin(worker.id, worker.num_workers)
-        run = self.run(epoch, first=self._epochs.first_rows(epoch))
+        if self._announcement is not None:
+            return self._send_windows(turn, *self._announcement.read())
+        run = self._course.begin_in_worker(self.world, worker.id, worker.num_workers)
         return self._iterate(run, turn)
-
-    def run(self, epoch: int, *, first: int = 0) -> Run:
-        """Plan an epoch for this rank, from position `first` on; nothing is read.
-
-        Raises:
-            PlanError: It cannot be kept within memory_limit.
-        """
-        world = self.world
-        if self._epochs.num_splits is None:
-            splits = auto_num_splits(self._catalog, self._options, world)
-            self._epochs.num_splits = splits
-        return make_run(
-            self._catalog,
-            self._options,
-            world,
-            epoch=epoch,
-            num_splits=self._epochs.num_splits or 1,
-            first=first,
-        )
 
     # ---- going on from where a run stood ----------------------------------------------
 
@@ -291,12 +252,7 @@ class ParquetDataset(IterableDataset[Any]):
             ConfigError: The dataset yields single rows.
         """
         self._require_batches("state_dict()")
-        facts = facts_of(self._catalog, self._options)
-        if self._progress is not None:
-            return make_state(facts, self._progress.position())
-        epoch = self._epochs.peek()
-        run = self.run(epoch, first=self._epochs.first_rows(epoch))
-        return make_state(facts, Progress(run).position())
+        return self._course.state(self.world)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state: the next iteration begins there.
@@ -310,26 +266,7 @@ class ParquetDataset(IterableDataset[Any]):
                 shuffle, seed, shuffle_window or num_splits.
         """
         self._require_batches("load_state_dict()")
-        position = read_state(state, facts_of(self._catalog, self._options))
-        asked = self._options.num_splits
-        if asked is not None and asked != position.num_splits:
-            raise ResumeError(
-                f"the checkpoint was made with num_splits={position.num_splits!r}, this "
-                f"dataset has num_splits={asked!r}, which is another order; leave "
-                "num_splits out to keep the checkpoint's"
-            )
-        step_rows = self._deal(self.world).step_rows
-        if step_rows != position.step_rows:
-            warnings.warn(
-                f"the checkpoint was made with global batches of {position.step_rows} "
-                f"rows, this run has {step_rows} (batch_size times world_size): the rows "
-                "left come once each and in the same order, in other batches",
-                stacklevel=2,
-            )
-        self._epochs.num_splits = position.num_splits
-        over = position.rows >= self.num_rows
-        self._epochs.resume(position.epoch + over, 0 if over else position.rows)
-        self._progress = None
+        self._course.load(state, self.world)
 
     def seek(self, epoch: int, step: int) -> None:
         """Make the next iteration begin at a step of an epoch, without reading up to it.
@@ -340,23 +277,13 @@ class ParquetDataset(IterableDataset[Any]):
             ConfigError: The step is not one of the epoch's, or the dataset yields rows.
         """
         self._require_batches("seek()")
-        _require_epoch(epoch)
-        deal = self._deal(self.world)
-        num_steps = max(deal.num_steps(rank) for rank in (0, self.world.rank))
-        whole = isinstance(step, int) and not isinstance(step, bool)
-        if not whole or not 0 <= step <= num_steps:
-            raise ConfigError(
-                f"step={step!r} must be a whole number from 0 to {num_steps}, the steps "
-                "of an epoch"
-            )
-        self._epochs.resume(epoch, min(step * deal.step_rows, deal.num_rows))
-        self._progress = None
+        self._course.seek(epoch, step, self.world)
 
     # ---- looking ----------------------------------------------------------------------
 
     def take(self, num_items: int) -> list[Any]:
         """Return the first batches (or rows) of epoch 0, to look at. Counts no epoch."""
-        items = self._iterate(self.run(0), Turn())
+        items = self._iterate(self._course.plan(self.world, 0), Turn())
         try:
             return list(islice(items, num_items))
         finally:
@@ -380,11 +307,10 @@ class ParquetDataset(IterableDataset[Any]):
         # Dask takes equal names for equal results: no two datasets may share one.
         name = f"read-partition-{uuid.uuid4().hex}"
         make = delayed(run_table, pure=False)
+        run = self._course.plan(self.world, epoch)
         return [
-            make(task, rows, dask_key_name=(name, self.world.rank, epoch, number))
-            for number, (task, rows) in enumerate(
-                self._pipeline().partitions(self.run(epoch))
-            )
+            make(task, rows, dask_key_name=(name, run.world.rank, epoch, number))
+            for number, (task, rows) in enumerate(self._pipeline().partitions(run))
         ]
 
     def _iterate(self, run: Run, turn: Turn) -> Generator[Any, None, None]:
@@ -398,54 +324,27 @@ class ParquetDataset(IterableDataset[Any]):
 
     # ---- for dask_loader.DataLoader --------------------------------------------------
 
-    def send_windows(self) -> None:
-        """Make this DataLoader worker's copy yield whole windows, not batches."""
-        self._sends_windows = True
+    def send_windows(self, announcement: Announcement) -> None:
+        """Make this DataLoader worker's copy yield whole windows of what is announced."""
+        self._announcement = announcement
 
     def begin_epoch(self) -> Run:
-        """Count an epoch and announce it to the workers that will read it."""
-        run = self._begin()
-        self._epochs.announce(run.epoch.number, run.deal.first)
-        return run
+        """Count an epoch that DataLoader workers will read."""
+        return self._course.begin(self.world)
 
     def cut(self, run: Run, take: Callable[[], WindowData]) -> Iterator[Any]:
         """Yield a run's batches from windows in the order of requests."""
-        return self._counted(run, self._pipeline().cut(run, take))
+        return self._course.count(run, self._pipeline().cut(run, take))
 
-    def _send_windows(self, turn: Turn) -> Iterator[Sent | SentError]:
+    def _send_windows(
+        self, turn: Turn, epoch: int, first: int
+    ) -> Iterator[Sent | SentError]:
         try:
-            epochs = self._epochs
-            run = self.run(epochs.announced(), first=epochs.announced_rows())
+            run = self._course.plan(self.world, epoch, first=first)
             for window in self._pipeline().windows(run, turn):
                 yield send(window)
         except Exception as error:  # the main process raises it, fields and all
             yield SentError(error)
-
-    def _begin(self) -> Run:
-        epoch = self._epochs.begin()
-        run = self.run(epoch, first=self._epochs.first_rows(epoch))
-        self._epochs.forget_position()
-        return run
-
-    def _counted(
-        self, run: Run, items: Generator[Any, None, None]
-    ) -> Generator[Any, None, None]:
-        progress = self._progress = Progress(run)
-        return self._count_up(progress, items)
-
-    def _count_up(
-        self, progress: Progress, items: Generator[Any, None, None]
-    ) -> Generator[Any, None, None]:
-        with closing(items):
-            for item in items:
-                progress.num_steps += 1
-                yield item
-
-    def _deal(self, world: World) -> Deal:
-        splits = self._epochs.num_splits or auto_num_splits(
-            self._catalog, self._options, world
-        )
-        return make_deal(self._catalog, self._options, world, num_splits=splits)
 
     def _require_batches(self, what: str) -> None:
         if get_worker_info() is not None:
@@ -519,14 +418,6 @@ class ParquetDataset(IterableDataset[Any]):
         self._pid: int | None = os.getpid()
         self._own_pipeline: Pipeline | None = pipeline
         self._finalizer: Any = weakref.finalize(self, _close_in, os.getpid(), pipeline)
-
-
-def _require_epoch(epoch: Any) -> None:
-    whole = isinstance(epoch, int) and not isinstance(epoch, bool)
-    if not whole or not 0 <= epoch < _MAX_EPOCH:
-        raise ConfigError(
-            f"epoch={epoch!r} must be a whole number from 0 up, and below 2**62"
-        )
 
 
 def _close_in(pid: int, pipeline: Pipeline) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import get_worker_info
 
+from dask_loader.batch.epochs import Announcement
 from dask_loader.batch.shared import SentError, receive
 from dask_loader.dataset import ParquetDataset
 from dask_loader.errors import ConfigError
@@ -65,19 +66,26 @@ class DataLoader(TorchDataLoader[Any]):
                     "torch.utils.data.DataLoader(dataset, batch_size=None, ...)"
                 )
         self._parquet = dataset
-        user_init = torch_options.pop("worker_init_fn", None)
+        self._user_init = torch_options.pop("worker_init_fn", None)
         super().__init__(
             dataset,
             batch_size=None,
             num_workers=num_workers,
             collate_fn=_identity,
-            worker_init_fn=_WorkerInit(user_init),
+            worker_init_fn=_WorkerInit(self._user_init),
             **torch_options,
         )
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the dataset's next one."""
         self._parquet.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Return this rank's batches, exactly.
+
+        Not torch's: it would count what workers send, which are windows, and warn.
+        """
+        return len(self._parquet)
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the run stands, by batches handed out; see ParquetDataset."""
@@ -93,6 +101,11 @@ class DataLoader(TorchDataLoader[Any]):
             return super().__iter__()
         # Counted here, so that a killed worker cannot get out of step with the others.
         run = self._parquet.begin_epoch()
+        init = self.worker_init_fn
+        if not self.persistent_workers:  # each iteration has workers of its own
+            init = self.worker_init_fn = _WorkerInit(self._user_init)
+        assert isinstance(init, _WorkerInit)
+        init.announcement.write(run.epoch.number, run.deal.first)
         windows = super().__iter__()
 
         def take() -> WindowData:
@@ -108,12 +121,13 @@ class _WorkerInit:
     """Tells a worker's copy of the dataset to send whole windows. Pickles (spawn)."""
 
     def __init__(self, user_init: Callable[[int], None] | None) -> None:
+        self.announcement = Announcement()
         self._user_init = user_init
 
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
         assert info is not None
-        info.dataset.send_windows()  # type: ignore[attr-defined]
+        info.dataset.send_windows(self.announcement)  # type: ignore[attr-defined]
         if self._user_init is not None:
             self._user_init(worker_id)
 

@@ -299,7 +299,7 @@ def test_a_dataset_of_rows_is_refused(small_data):
 
 def test_more_workers_than_can_be_counted_are_refused_by_name(small_data):
     with dataset_of(small_data) as dataset, pytest.raises(ConfigError, match="129"):
-        dataset._epochs.begin(0, 129)
+        dataset._course.begin_in_worker(dataset.world, 0, 129)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
+import socket
 import subprocess
 import sys
 import warnings
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import dask
+import distributed
 import fsspec
 import numpy as np
 import pyarrow as pa
@@ -26,9 +29,11 @@ from dask_loader import (
     DataLoader,
     ParquetDataset,
     ResumeError,
+    SchedulerUnreachableError,
     SchemaError,
 )
 from dask_loader.catalog.discover import discover
+from dask_loader.engine.where import resolve_client
 from dask_loader.read.columns import copy_fixed
 
 
@@ -371,3 +376,62 @@ def test_a_collate_function_is_refused_rather_than_dropped(write: Any) -> None:
     with make(write("a.parquet", {"x": [1]})) as dataset:
         with pytest.raises(ConfigError, match="collate_fn"):
             DataLoader(dataset, collate_fn=lambda batch: "mine")
+
+
+class HoldBack:
+    """A worker_init_fn that makes worker 1 wait for an event."""
+
+    def __init__(self, event: Any) -> None:
+        self.event = event
+
+    def __call__(self, worker: int) -> None:
+        if worker == 1:
+            assert self.event.wait(60)
+
+
+def test_two_iterations_with_workers_do_not_take_each_others_epoch(write: Any) -> None:
+    path = write("a.parquet", {"id": range(1000)}, row_group_size=50)
+    options = {"batch_size": 16, "shuffle": True, "shuffle_window": 50, "num_splits": 4}
+    context = torch.multiprocessing.get_context("fork")
+    event = context.Event()
+    with make(path, **options) as dataset:
+        first = iter(DataLoader(dataset, num_workers=2, worker_init_fn=HoldBack(event)))
+        second = iter(DataLoader(dataset, num_workers=2))
+        seen = [next(second)["id"]]
+        event.set()
+        ids = torch.cat([batch["id"] for batch in first])
+        seen += [batch["id"] for batch in second]
+    assert sorted(ids.tolist()) == sorted(torch.cat(seen).tolist()) == list(range(1000))
+
+
+def test_windows_that_outnumber_batches_are_no_reason_to_warn(write: Any) -> None:
+    path = write("a.parquet", {"id": range(1000)}, row_group_size=50)
+    with make(path, batch_size=500, shuffle_window=50) as dataset:
+        loader = DataLoader(dataset, num_workers=2)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            assert len(loader) == len(list(loader)) == 2
+
+
+def test_a_listener_that_says_nothing_is_no_scheduler(
+    write: Any, monkeypatch: Any
+) -> None:
+    path = write("a.parquet", {"x": [1]})
+    monkeypatch.setattr("dask_loader.engine.dask._CONNECT_TIMEOUT_S", 1.0)
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(SchedulerUnreachableError, match="within 1 s"):
+            ParquetDataset(path, client=address)
+
+
+def test_an_active_asynchronous_client_is_refused_not_passed_over(
+    local_cluster: Any,
+) -> None:
+    async def ask() -> None:
+        async with distributed.Client(local_cluster.address, asynchronous=True):
+            with pytest.raises(ConfigError, match="is asynchronous; pass its"):
+                resolve_client(None)
+
+    asyncio.run(ask())

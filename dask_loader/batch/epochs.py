@@ -21,14 +21,12 @@ from dask_loader.errors import ConfigError
 MAX_WORKERS = 128
 (
     _BASE,  # the epoch given to set()
-    _ANNOUNCED,  # the epoch that our own DataLoader announces to its workers
-    _ANNOUNCED_ROWS,  # and the position in it
     _RESUMED,  # the epoch of a loaded position, or -1
     _RESUMED_ROWS,  # and the position
     _NUM_SPLITS,  # once it is fixed, else 0
     _MAIN,  # iterations of the main process
     _FIRST_SLOT,
-) = range(8)
+) = range(6)
 
 
 class EpochCounter:
@@ -75,19 +73,6 @@ class EpochCounter:
         """Return the next epoch of an iteration without workers."""
         return int(self._cell[_BASE] + self._cell[_MAIN] + self._others(0))
 
-    def announce(self, epoch: int, rows: int = 0) -> None:
-        """Tell the workers of our own DataLoader what they are to read, and from where."""
-        self._cell[_ANNOUNCED] = epoch
-        self._cell[_ANNOUNCED_ROWS] = rows
-
-    def announced(self) -> int:
-        """Return the epoch that the main process announced."""
-        return int(self._cell[_ANNOUNCED])
-
-    def announced_rows(self) -> int:
-        """Return the position that it announced."""
-        return int(self._cell[_ANNOUNCED_ROWS])
-
     def begin(self, worker: int = 0, num_workers: int = 0) -> int:
         """Return the epoch that this process begins now, and count it.
 
@@ -122,6 +107,26 @@ class EpochCounter:
         # Handed to a DataLoader worker the cell is the same memory; a copy shares its own.
         self._cell = state["_cell"]
         self._cell.share_memory_()
+
+
+class Announcement:
+    """Tells the workers of one loader's iteration which epoch to read, and from where.
+
+    Written by the main process before they begin. Each iteration has one of its own, so
+    that two of them cannot be taken for each other; persistent workers keep theirs.
+    """
+
+    def __init__(self) -> None:
+        self._cell = torch.zeros(2, dtype=torch.int64)
+        self._cell.share_memory_()
+
+    def write(self, epoch: int, rows: int) -> None:
+        """Announce a position of an epoch."""
+        self._cell[0], self._cell[1] = epoch, rows
+
+    def read(self) -> tuple[int, int]:
+        """Return the epoch and the position announced last."""
+        return int(self._cell[0]), int(self._cell[1])
 
 
 def _slot(num_workers: int) -> int:

@@ -7,6 +7,7 @@ the trainer works on earlier ones; more would only hold more memory.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import os
@@ -18,6 +19,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import distributed
+from distributed.comm.core import CommClosedError, connect
 from distributed.scheduler import KilledWorker
 
 from dask_loader.engine.base import Item, Result, describe_slices
@@ -149,7 +151,9 @@ class DaskEngine:
             try:
                 return future.result(timeout=self._worker_timeout_s)
             except (TimeoutError, distributed.TimeoutError):
-                continue  # lost on the way; the scheduler has it made again
+                # Lost on the way: the scheduler has it made again, if there is a worker.
+                if not self._ask_threads():
+                    raise self._no_workers(self._worker_timeout_s) from None
             except DaskLoaderError:
                 raise
             except Exception as error:
@@ -195,7 +199,8 @@ class DaskEngine:
         )
 
     def _explain(self, error: Exception, future: Any, what: str) -> EngineError:
-        if future.status in ("cancelled", "lost"):
+        lost = isinstance(error, CommClosedError)
+        if lost or future.status in ("cancelled", "lost"):
             return SchedulerUnreachableError(
                 f"the Dask scheduler at {self._address!r} lost {what} ({error}); it was "
                 "restarted or the connection broke: start again from the last state"
@@ -231,6 +236,8 @@ class _Pending:
 
 def _connect(where: Where) -> Any:
     try:
+        with ThreadPoolExecutor(1, thread_name_prefix="dask-loader-knock") as thread:
+            thread.submit(asyncio.run, _knock(where)).result()
         return distributed.Client(
             where.address,
             security=where.security,
@@ -245,6 +252,23 @@ def _connect(where: Where) -> Any:
             f"{_CONNECT_TIMEOUT_S:g} s ({type(error).__name__}: {error}); check the "
             "address, that it runs, and for tls:// that client= carries its security"
         ) from error
+
+
+async def _knock(where: Where) -> None:
+    # Client's own timeout does not cover what comes after the connection: a listener that
+    # accepts and says nothing would be waited for without end.
+    security = where.security or distributed.Security()
+    arguments = security.get_connection_args("client")
+
+    async def ask() -> None:
+        comm = await connect(where.address, timeout=_CONNECT_TIMEOUT_S, **arguments)
+        try:
+            await comm.write({"op": "identity", "reply": True})
+            await comm.read()
+        finally:
+            comm.abort()
+
+    await asyncio.wait_for(ask(), _CONNECT_TIMEOUT_S)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,15 @@ class ThreadsEngine:
         self, function: Callable[[Item], Result], items: Sequence[Item]
     ) -> list[Result]:
         """Run a function over items in the threads."""
-        return list(self._executor.map(function, items))
+        try:
+            return list(self._executor.map(function, items))
+        except DaskLoaderError:
+            raise
+        except Exception as error:
+            raise WindowError(
+                f"{getattr(function, '__name__', function)!r} failed: "
+                f"{type(error).__name__}: {error}"
+            ) from error
 
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
         """Queue a window; threads take them in order."""

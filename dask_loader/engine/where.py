@@ -65,9 +65,11 @@ def _active() -> Where:
     distributed = sys.modules.get("distributed")
     if distributed is not None:
         try:
-            return _of_client(distributed.default_client())
-        except ValueError:
-            pass  # distributed's way to say that there is none
+            client = distributed.default_client()
+        except ValueError:  # distributed's way to say that there is none
+            client = None
+        if client is not None:
+            return _of_client(client)
     address = dask.config.get("scheduler-address", None)
     return resolve_client(address) if address else Where()
 

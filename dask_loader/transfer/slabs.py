@@ -28,13 +28,15 @@ _MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 class SlabPool:
-    """Reuses up to max_bytes of slabs; beyond that, memory is allocated and forgotten."""
+    """Reuses up to max_bytes of slabs; beyond that, memory is allocated and freed."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
         self._free: deque[mmap.mmap] = deque()
         self._owned_bytes = 0
+        self._beyond_bytes = 0  # of blocks beyond max_bytes, and what came back of them
+        self._given_back: deque[int] = deque()
 
     @property
     def owned_bytes(self) -> int:
@@ -43,8 +45,12 @@ class SlabPool:
 
     @property
     def leased_bytes(self) -> int:
-        """Bytes of the slabs that somebody looks at."""
-        return self._owned_bytes - sum(len(slab) for slab in list(self._free))
+        """Bytes of all blocks that somebody looks at, slabs or not."""
+        with self._lock:
+            while self._given_back:
+                self._beyond_bytes -= self._given_back.popleft()
+        free = sum(len(slab) for slab in list(self._free))
+        return self._owned_bytes - free + self._beyond_bytes
 
     def lease(self, num_bytes: int) -> Block:
         """Return a writable uint8 array of this length, its content undefined."""
@@ -52,7 +58,11 @@ class SlabPool:
             return np.empty(0, dtype=np.uint8)
         slab = self._take(num_bytes)
         if slab is None:
-            return np.empty(num_bytes, dtype=np.uint8)
+            block = np.empty(num_bytes, dtype=np.uint8)
+            with self._lock:
+                self._beyond_bytes += num_bytes
+            weakref.finalize(block, self._given_back.append, num_bytes).atexit = False
+            return block
         lease = np.frombuffer(slab, dtype=np.uint8, count=num_bytes)
         weakref.finalize(lease, self._free.append, slab).atexit = False
         return lease

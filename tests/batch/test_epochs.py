@@ -8,7 +8,7 @@ import pickle
 import pytest
 import torch.multiprocessing as mp
 
-from dask_loader.batch.epochs import MAX_WORKERS, EpochCounter
+from dask_loader.batch.epochs import MAX_WORKERS, Announcement, EpochCounter
 from dask_loader.errors import ConfigError
 
 
@@ -64,21 +64,20 @@ def test_a_worker_that_died_before_it_counted_does_not_hold_the_next_loader_back
     assert counter.begin() == 1
 
 
-def test_an_announced_epoch_is_read_back_and_counts_nothing() -> None:
-    counter = EpochCounter()
-    counter.announce(4)
-    assert counter.announced() == 4
-    assert counter.begin() == 0
-    counter.set(9)
-    assert counter.announced() == 4
+def test_an_announcement_is_read_back_also_in_a_fork() -> None:
+    announcement = Announcement()
+    announcement.write(4, 300)
+    assert announcement.read() == (4, 300)
+    announcement.write(6, 0)
+    process = mp.get_context("fork").Process(target=_read_six, args=(announcement,))
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    process.close()
 
 
-def test_an_announced_position_goes_with_its_epoch() -> None:
-    counter = EpochCounter()
-    counter.announce(4, 300)
-    assert (counter.announced(), counter.announced_rows()) == (4, 300)
-    counter.announce(5)
-    assert (counter.announced(), counter.announced_rows()) == (5, 0)
+def _read_six(announcement: Announcement) -> None:
+    assert announcement.read() == (6, 0)
 
 
 def test_a_loaded_position_holds_for_its_epoch_until_forgotten_or_set_aside() -> None:
@@ -130,14 +129,11 @@ def test_a_copy_counts_for_itself() -> None:
     counter.set(3)
     for twin in (copy.deepcopy(counter), pickle.loads(pickle.dumps(counter))):
         assert [twin.begin(), twin.begin()] == [3, 4]
-        twin.announce(8)
     assert counter.begin() == 3
-    assert counter.announced() == 0
 
 
 def test_a_forked_process_counts_in_the_same_place() -> None:
     counter = EpochCounter()
-    counter.announce(6)
     context = mp.get_context("fork")
     process = context.Process(target=_begin_twice, args=(counter,))
     process.start()
@@ -149,5 +145,4 @@ def test_a_forked_process_counts_in_the_same_place() -> None:
 
 
 def _begin_twice(counter: EpochCounter) -> None:
-    assert counter.announced() == 6
     assert [counter.begin(1, 2), counter.begin(1, 2)] == [0, 1]

@@ -118,7 +118,7 @@ def test_a_smaller_lease_takes_a_larger_slab_and_a_larger_one_makes_room() -> No
 def test_beyond_its_size_the_pool_hands_out_memory_that_it_forgets() -> None:
     pool = SlabPool(2 * SIZE)
     leases = [pool.lease(SIZE) for _ in range(5)]
-    assert pool.owned_bytes == pool.leased_bytes == 2 * SIZE
+    assert (pool.owned_bytes, pool.leased_bytes) == (2 * SIZE, 5 * SIZE)
     for number, lease in enumerate(leases):
         lease[:] = number
     assert all((lease == number).all() for number, lease in enumerate(leases))
@@ -193,3 +193,14 @@ def test_a_forked_child_has_slabs_of_its_own() -> None:
     assert os.waitpid(child, 0)[1] == 0
     assert (lease == 1).all()
     assert (pool.lease(SIZE) == 1).all()
+
+
+def test_blocks_beyond_the_pool_are_counted_while_somebody_looks_at_them() -> None:
+    pool = SlabPool(SIZE)
+    kept = [pool.lease(SIZE) for _ in range(3)]
+    assert (pool.owned_bytes, pool.leased_bytes) == (SIZE, 3 * SIZE)
+    part = kept[2][:10]
+    kept.clear()
+    assert pool.leased_bytes == SIZE
+    del part
+    assert pool.leased_bytes == 0
