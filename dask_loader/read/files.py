@@ -18,7 +18,8 @@ from dask_loader.errors import BadFileError, DataChangedError
 # Footers of wide tables take megabytes, and each handle a descriptor.
 _MAX_IDLE = 32
 # Without a buffer one read takes a whole compressed column chunk, which is fastest where
-# chunks are small. Files with row groups above this are read through a buffer.
+# chunks are small. Files elsewhere with row groups above this are read through a buffer;
+# local ones are mapped.
 _BUFFERED_GROUP_BYTES = 128 << 20
 _BUFFER_BYTES = 1 << 20
 
@@ -125,8 +126,6 @@ class OpenFiles:
 def _open_parquet(
     storage: Storage, path: str, footer: Any, verify_checksums: bool
 ) -> pq.ParquetFile:
-    # Not mapped: a mapped file that is cut short kills the process (SIGBUS), a read one
-    # is an error.
     open_file = partial(
         pq.ParquetFile,
         path,
@@ -138,7 +137,7 @@ def _open_parquet(
     file = open_file(metadata=footer)
     footer = file.metadata
     sizes = [footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)]
-    if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
+    if not storage.is_local and max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
         file.close()
         file = open_file(metadata=footer, buffer_size=_BUFFER_BYTES)
     return file
