@@ -26,7 +26,7 @@ programs; they survive pickling.
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any
 
 
 class DaskLoaderError(Exception):
@@ -57,12 +57,6 @@ class DaskLoaderError(Exception):
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from the text, then put the fields back."""
         return (type(self), (str(self),), self.__dict__.copy())
-
-    def copy(self) -> Self:
-        """Return the same error without a traceback, to be raised again."""
-        twin = type(self)(str(self))
-        twin.__dict__.update(self.__dict__)
-        return twin
 
 
 class ConfigError(DaskLoaderError, ValueError):

@@ -83,7 +83,7 @@ def test_text_and_fields_survive_pickles_and_copies(
 ) -> None:
     error = kind("all is said here", **FIELDS)  # type: ignore[arg-type]
     twins = [pickle.loads(pickle.dumps(error, protocol)) for protocol in range(2, 6)]
-    for twin in (*twins, copy.copy(error), copy.deepcopy(error), error.copy()):
+    for twin in (*twins, copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is kind
         assert twin is not error
         assert str(twin) == "all is said here"
@@ -96,17 +96,6 @@ def test_fields_are_named_and_no_others_are_taken(kind: type[DaskLoaderError]) -
         kind("text", "/f.parquet")  # type: ignore[call-arg]
     with pytest.raises(TypeError):
         kind("text", file="/f.parquet")  # type: ignore[call-arg]
-
-
-def test_a_copy_to_be_raised_again_has_no_traceback() -> None:
-    try:
-        raise errors.WindowError("text", row_group=2)
-    except errors.WindowError as error:
-        error.add_note("a note")
-        twin = error.copy()
-    assert twin.__traceback__ is None
-    assert twin.row_group == 2
-    assert twin.__notes__ == ["a note"]
 
 
 @each_class

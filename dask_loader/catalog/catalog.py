@@ -106,10 +106,6 @@ class Catalog:
         }
         return {name: _hash(part) for name, part in parts.items()}
 
-    def fingerprint(self) -> str:
-        """One hash of all of them."""
-        return _hash(self.fingerprints())
-
     def place(self, group: int) -> tuple[str, int]:
         """Return the file and index of a row group, for texts."""
         return self.files[int(self.file_index[group])].path, int(self.row_group[group])
