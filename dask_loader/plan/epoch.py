@@ -123,7 +123,7 @@ class Epoch:
         cut = self.split(split)
         key = ("window", self.order.seed, self.number, split, index)
         return Window(
-            cut.windows[index],
+            cut.window(index),
             int(cut.bounds[index + 1] - cut.bounds[index]),
             key if self.order.shuffle else None,
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,6 +12,8 @@ from dask_loader.plan.order import Ints
 # A byte window reads at most this many times its size before filtering, so that a filter
 # which keeps few rows cannot make one task read the whole table.
 READ_FACTOR = 16
+# Larger than any dataset, in rows or bytes; twice this still is an int64.
+_LARGEST = 1 << 61
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,18 +36,70 @@ class Slice:
         return self.stop - self.start
 
 
+class Slices(NamedTuple):
+    """Consecutive slices as columns: int64, shape (slices,) each."""
+
+    groups: Ints
+    starts: Ints
+    stops: Ints
+
+    def take(self, first: int, last: int) -> tuple[Slice, ...]:
+        """Return slices [first, last)."""
+        columns = (column[first:last].tolist() for column in self)
+        return tuple(Slice(*numbers) for numbers in zip(*columns, strict=True))
+
+
 @dataclass(frozen=True, slots=True)
 class Split:
-    """One split's windows, in order.
+    """One split's windows, in order; the slices of a window are made when asked for.
+
+    A split may hold millions of row groups, of which a rank that resumes, or a DataLoader
+    worker, looks at few.
 
     Attributes:
-        windows: The slices of each window.
+        slices: Of all windows.
+        runs: First slice of each run of slices that is a window, or that is one slice cut
+            into several; and, last, the number of slices. int64, shape (runs + 1,).
+        first_windows: First window of each run and, last, the number of windows, int64,
+            shape (runs + 1,).
         bounds: First split row of each window and, last, the split's length; int64,
             shape (windows + 1,).
     """
 
-    windows: tuple[tuple[Slice, ...], ...]
+    slices: Slices
+    runs: Ints
+    first_windows: Ints
     bounds: Ints
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of the split."""
+        return len(self.bounds) - 1
+
+    @property
+    def windows(self) -> tuple[tuple[Slice, ...], ...]:
+        """The slices of all windows."""
+        return tuple(self.window(index) for index in range(self.num_windows))
+
+    def window(self, index: int) -> tuple[Slice, ...]:
+        """Return the slices of a window.
+
+        Args:
+            index: 0 <= index < num_windows.
+        """
+        run = int(np.searchsorted(self.first_windows, index, side="right")) - 1
+        first, last = int(self.runs[run]), int(self.runs[run + 1])
+        if int(self.first_windows[run + 1] - self.first_windows[run]) == 1:
+            return self.slices.take(first, last)
+        (whole,) = self.slices.take(first, last)
+        # The run's first window begins where its slice does.
+        before = int(self.bounds[self.first_windows[run]])
+        start, stop = self.bounds[index : index + 2].tolist()
+        return (
+            Slice(
+                whole.group, whole.start + start - before, whole.start + stop - before
+            ),
+        )
 
 
 def split_bounds(num_rows: int, num_splits: int) -> Ints:
@@ -65,7 +118,7 @@ def split_bounds(num_rows: int, num_splits: int) -> Ints:
 
 def split_slices(
     line: Ints, line_ends: Ints, num_kept: Ints, *, start: int, stop: int
-) -> list[Slice]:
+) -> Slices:
     """Return the slices of rows [start, stop) of the row line.
 
     Args:
@@ -76,21 +129,19 @@ def split_slices(
         stop: One past the last row.
     """
     if start >= stop:
-        return []
+        nothing = np.zeros(0, dtype=np.int64)
+        return Slices(nothing, nothing, nothing)
     first = int(np.searchsorted(line_ends, start, side="right"))
     last = int(np.searchsorted(line_ends, stop, side="left"))
     groups, ends = line[first : last + 1], line_ends[first : last + 1]
     begins = ends - num_kept[groups]
     low = np.maximum(start - begins, 0)
     high = np.minimum(stop, ends) - begins
-    return [
-        Slice(g, a, b)
-        for g, a, b in zip(groups.tolist(), low.tolist(), high.tolist(), strict=True)
-    ]
+    return Slices(groups, low, high)
 
 
 def cut_windows(
-    slices: Sequence[Slice],
+    slices: Slices,
     *,
     group_rows: Ints,
     group_bytes: Ints,
@@ -109,40 +160,64 @@ def cut_windows(
         window: The size, in rows or bytes.
         in_bytes: Which of the two.
     """
-    windows: list[tuple[Slice, ...]] = []
-    bounds = [0]
-    run: list[Slice] = []
-    run_size = run_read = run_rows = 0
+    window = min(window, _LARGEST)
+    rows = slices.stops - slices.starts
+    sizes = rows
+    if in_bytes:
+        reads = group_bytes[slices.groups]
+        sizes = _share(reads, rows, group_rows[slices.groups])
+    # after[i]: one past the last slice that fits into a window which begins with slice i.
+    after = _reach(sizes, window)
+    if in_bytes:
+        after = np.minimum(after, _reach(reads, READ_FACTOR * window))
+    runs = _follow(np.maximum(after, np.arange(1, len(rows) + 1)))
+    # One slice larger than a window is a run; no other run is larger than a window.
+    run_rows = np.add.reduceat(rows, runs[:-1]) if len(rows) else rows
+    run_sizes = np.add.reduceat(sizes, runs[:-1]) if len(rows) else rows
+    parts = np.clip(-(-run_sizes // window), 1, run_rows)
+    first_windows = _sums(parts)
+    # Part i of n takes the rows from i * rows // n on: (windows,)
+    part = np.arange(first_windows[-1]) - np.repeat(first_windows[:-1], parts)
+    whole, over = np.divmod(run_rows, parts)
+    cuts = part * np.repeat(whole, parts)
+    cuts += part * np.repeat(over, parts) // np.repeat(parts, parts)
+    split_rows = _sums(run_rows)
+    bounds = np.append(np.repeat(split_rows[:-1], parts) + cuts, split_rows[-1])
+    return Split(slices, runs, first_windows, bounds)
 
-    def close_run() -> None:
-        nonlocal run, run_size, run_read, run_rows
-        if run:
-            windows.append(tuple(run))
-            bounds.append(bounds[-1] + run_rows)
-            run, run_size, run_read, run_rows = [], 0, 0, 0
 
-    for piece in slices:
-        rows = piece.num_rows
-        read = int(group_bytes[piece.group])
-        size = rows * read // int(group_rows[piece.group]) if in_bytes else rows
-        too_much_read = in_bytes and run_read + read > READ_FACTOR * window
-        if run_size + size > window or too_much_read:
-            close_run()
-        if size > window:
-            parts = min(rows, -(-size // window))
-            cuts = [piece.start + rows * i // parts for i in range(parts + 1)]
-            for start, stop in itertools.pairwise(cuts):
-                windows.append((Slice(piece.group, start, stop),))
-                bounds.append(bounds[-1] + stop - start)
-        else:
-            run.append(piece)
-            run_size, run_read, run_rows = (
-                run_size + size,
-                run_read + read,
-                run_rows + rows,
-            )
-    close_run()
-    return Split(tuple(windows), np.array(bounds, dtype=np.int64))
+def _share(amounts: Ints, parts: Ints, wholes: Ints) -> Ints:
+    """Return amounts * parts // wholes, whose products may pass 64 bits."""
+    each, over = np.divmod(amounts, wholes)
+    if int(wholes.max(initial=1)) < 1 << 31:
+        return each * parts + over * parts // wholes
+    products = over.astype(object) * parts
+    return each * parts + (products // wholes).astype(np.int64)
+
+
+def _reach(sizes: Ints, limit: int) -> Ints:
+    """Return, for each item, how far items from it on add up to at most `limit`."""
+    sums = _sums(sizes)
+    ends = sums[:-1] + min(limit, _LARGEST)
+    reach = np.searchsorted(sums, ends, side="right") - 1
+    return reach.astype(np.int64, copy=False)
+
+
+def _follow(after: Ints) -> Ints:
+    """Return 0, after[0], after[after[0]], ... up to len(after)."""
+    steps, place, end = after.tolist(), 0, len(after)
+    places = [0]
+    while place < end:
+        place = steps[place]
+        places.append(place)
+    return np.array(places, dtype=np.int64)
+
+
+def _sums(numbers: Ints) -> Ints:
+    """Return running sums that begin with 0, int64, shape (numbers + 1,)."""
+    sums = np.zeros(len(numbers) + 1, dtype=np.int64)
+    np.cumsum(numbers, out=sums[1:])
+    return sums
 
 
 def planned_reads(line_ends: Ints, *, num_splits: int) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dask_loader.plan.window import (
     READ_FACTOR,
     Slice,
+    Slices,
     Split,
     cut_windows,
     planned_reads,
@@ -67,8 +72,9 @@ def test_a_run_of_the_line_becomes_slices(
     start: int, stop: int, slices: list[tuple[int, int, int]]
 ) -> None:
     found = split_slices(LINE, LINE_ENDS, KEPT, start=start, stop=stop)
-    assert found == [Slice(*s) for s in slices]
-    assert sum(s.num_rows for s in found) == stop - start
+    taken = found.take(0, len(found.groups))
+    assert taken == tuple(Slice(*s) for s in slices)
+    assert sum(s.num_rows for s in taken) == stop - start
 
 
 def cut(
@@ -82,7 +88,7 @@ def cut(
     """Cut slices of row groups that have 100 rows of 10 bytes where nothing is said."""
     groups = 1 + max((s[0] for s in slices), default=0)
     return cut_windows(
-        [Slice(*s) for s in slices],
+        Slices(*np.array(slices, dtype=np.int64).reshape(-1, 3).T),
         group_rows=np.array(rows or [100] * groups),
         group_bytes=np.array(num_bytes or [1000] * groups),
         window=window,
@@ -183,6 +189,80 @@ def test_sizes_beyond_32_and_64_bits_of_product_are_counted_right() -> None:
         num_bytes=[num_bytes],
     )
     assert split.bounds.tolist() == [0, 10**9, 2 * 10**9, 3 * 10**9]
+
+
+def test_a_window_beyond_64_bits_holds_everything() -> None:
+    for in_bytes in (False, True):
+        split = cut([(0, 0, 9), (1, 0, 9)], window=10**30, in_bytes=in_bytes)
+        assert split.bounds.tolist() == [0, 18]
+
+
+def test_a_window_is_told_by_its_number_alone() -> None:
+    split = cut([(0, 0, 2), (1, 3, 23), (2, 0, 2), (3, 0, 2)], window=8)
+    assert split.num_windows == 5
+    assert split.window(3) == (Slice(1, 16, 23),)
+    assert split.window(4) == (Slice(2, 0, 2), Slice(3, 0, 2))
+    assert split.window(0) == (Slice(0, 0, 2),)
+
+
+def naive_windows(
+    slices: list[tuple[int, int, int]],
+    *,
+    rows: list[int],
+    num_bytes: list[int],
+    window: int,
+    in_bytes: bool,
+) -> list[list[tuple[int, int, int]]]:
+    """Put slice after slice into a bag, and begin another where it is full."""
+    done: list[list[tuple[int, int, int]]] = []
+    bag: list[tuple[int, int, int]] = []
+    size = read = 0
+    for group, start, stop in slices:
+        length = stop - start
+        own = length * num_bytes[group] // rows[group] if in_bytes else length
+        too_much = in_bytes and read + num_bytes[group] > READ_FACTOR * window
+        if size + own > window or too_much:
+            done += [bag] if bag else []
+            bag, size, read = [], 0, 0
+        if own <= window:
+            bag.append((group, start, stop))
+            size, read = size + own, read + num_bytes[group]
+            continue
+        parts = min(length, -(-own // window))
+        cuts = [start + length * i // parts for i in range(parts + 1)]
+        done += [[(group, *part)] for part in pairwise(cuts)]
+    return done + ([bag] if bag else [])
+
+
+@st.composite
+def runs_of_slices(draw: st.DrawFn) -> list[tuple[int, int, int, int]]:
+    """(rows, bytes, start, stop) of a few row groups."""
+    found = []
+    for _ in range(draw(st.integers(0, 9))):
+        rows = draw(st.sampled_from([1, 2, 5, 40]))
+        width = draw(st.sampled_from([0, 1, 8, 100]))
+        start = draw(st.integers(0, rows - 1))
+        stop = draw(st.integers(start + 1, rows))
+        found.append((rows, rows * width + draw(st.integers(0, 3)), start, stop))
+    return found
+
+
+@settings(max_examples=400, deadline=None, derandomize=True)
+@given(groups=runs_of_slices(), window=st.integers(1, 300), in_bytes=st.booleans())
+def test_windows_equal_those_of_one_slice_after_the_other(
+    groups: list[tuple[int, int, int, int]], window: int, in_bytes: bool
+) -> None:
+    slices = [(i, start, stop) for i, (_, _, start, stop) in enumerate(groups)]
+    rows, num_bytes = [g[0] for g in groups], [g[1] for g in groups]
+    split = cut(
+        slices, window=window, in_bytes=in_bytes, rows=rows, num_bytes=num_bytes
+    )
+    expected = naive_windows(
+        slices, rows=rows, num_bytes=num_bytes, window=window, in_bytes=in_bytes
+    )
+    assert windows_of(split) == expected
+    lengths = [sum(stop - start for _, start, stop in w) for w in expected]
+    assert np.diff(split.bounds).tolist() == lengths
 
 
 def naive_reads(rows: list[int], num_splits: int) -> int:
