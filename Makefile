@@ -1,13 +1,18 @@
 # Two commands do everything on a machine that has Python 3.11 or newer and nothing of ours:
 #   make demo    install into .venv, make real data, train on two ranks with torchrun
 #   make test    the tests that take seconds; `make test-slow` has the others
+# `make bench` measures ours beside plain decoding, some minutes; `make bench-peers` all
+# sets and other loaders too, which it installs in .venv-peers: hours, 10 GB.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 DATA := demo-data/flights
 
-.PHONY: demo test test-slow check bench format clean
+PEERS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,\
+	$(filter-out %.no-deps.txt,$(wildcard benchmarks/peers/*.txt)))
+
+.PHONY: demo test test-slow check bench bench-peers format clean
 
 # One thread for each rank, as torchrun sets it by itself with a warning.
 demo: $(INSTALLED) $(DATA)
@@ -29,8 +34,20 @@ check: $(INSTALLED)
 	$(BIN)/lint-imports
 
 bench: $(INSTALLED)
-	test -d demo-data/bench || $(BIN)/python examples/make_dataset.py demo-data/bench --rows 6000000
-	$(BIN)/python benchmarks/throughput.py demo-data/bench
+	$(BIN)/python benchmarks/run.py --scale full --sets tabular --only limit ours_threads ours_cluster
+
+bench-peers: $(INSTALLED) $(PEERS)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
+	$(BIN)/python benchmarks/run.py --scale full --peers .venv-peers \
+		--json demo-data/bench.json --plot demo-data/bench.png
+
+# A peer that cannot be installed stops nobody: it is reported with its error.
+.venv-peers/%/.installed: benchmarks/peers/%.txt
+	-$(PYTHON) -m venv .venv-peers/$* \
+		&& .venv-peers/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $< \
+		&& if [ -e benchmarks/peers/$*.no-deps.txt ]; then .venv-peers/$*/bin/python -m pip install \
+			--quiet --disable-pip-version-check --no-deps -r benchmarks/peers/$*.no-deps.txt; fi \
+		&& touch $@
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
@@ -44,4 +61,4 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	touch $(INSTALLED)
 
 clean:
-	rm -rf $(VENV) demo-data build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers demo-data build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
