@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -24,6 +25,7 @@ class DatasetOptions:
     memory_limit: int | str = "1 GiB"
     worker_timeout: float | str = "60 s"
     verify_checksums: bool = True
+    footer_cache: bool | str | os.PathLike[str] = True
 
     def __post_init__(self) -> None:
         """Check each option, and those that depend on each other.
@@ -55,6 +57,12 @@ class DatasetOptions:
             raise ConfigError(
                 "drop_last=True needs a batch_size: with batch_size=None rows come one "
                 "by one, and torch's DataLoader has a drop_last of its own"
+            )
+        if not self.footer_cache and self.footer_cache is not False:
+            raise ConfigError("footer_cache='' names no folder; False is for no cache")
+        if not isinstance(self.footer_cache, bool | str | os.PathLike):
+            raise ConfigError(
+                f"footer_cache={self.footer_cache!r} must be True, False or a folder"
             )
         parse_bytes(self.memory_limit, name="memory_limit")
         parse_seconds(self.worker_timeout, name="worker_timeout")

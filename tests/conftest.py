@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import os
 import threading
 import time
-from collections.abc import Iterator
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +18,7 @@ import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 import cluster
 
@@ -48,6 +53,15 @@ def _shared_memory() -> set[str]:
     root = Path("/dev/shm")
     names = {p.name for p in root.iterdir()} if root.is_dir() else set()
     return {name for name in names if not name.startswith("sem.")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the tests, and the programs they start, out of the user's cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DASK_LOADER_FOOTER_CACHE", raising=False)
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -128,3 +142,112 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         part = table.slice(start, stop - start)
         pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=67)
     return folder
+
+
+class GatedDevice:
+    """A batch.device.Backend that does nothing until it is waited for.
+
+    It has two streams, the side's and the caller's, whose work is done in order and only
+    as far as someone synchronizes. A copy in the queue knows the address it will read,
+    and keeps nothing alive, like a real one: what is written there in between arrives.
+
+    Attributes:
+        log: ("copy" | "hand over" | "wait", number of the event or copy) in order.
+        buffers: Weak references to the memory of the pinned buffers it gave out.
+        fail_at: Number of the copy that raises instead.
+    """
+
+    def __init__(self) -> None:
+        self.log: list[tuple[str, int]] = []
+        self.buffers: list[weakref.ref[np.ndarray]] = []
+        self.fail_at: int | None = None
+        self._side: deque[Callable[[], None]] = deque()
+        self._caller: deque[Callable[[], None]] = deque()
+        self._current = self._caller
+        self._num_copies = self._num_events = 0
+
+    @contextmanager
+    def side(self) -> Iterator[None]:
+        self._current = self._side
+        try:
+            yield
+        finally:
+            self._current = self._caller
+
+    def empty_pinned(self, num_bytes: int) -> torch.Tensor:
+        memory = np.empty(num_bytes, dtype=np.uint8)
+        self.buffers.append(weakref.ref(memory))
+        return torch.from_numpy(memory)
+
+    def copy(self, tensor: torch.Tensor) -> torch.Tensor:
+        number, self._num_copies = self._num_copies, self._num_copies + 1
+        if number == self.fail_at:
+            raise MemoryError(f"no room for copy {number}")
+        assert tensor.is_contiguous()
+        target, address, size = (
+            torch.zeros_like(tensor),
+            tensor.data_ptr(),
+            tensor.nbytes,
+        )
+
+        def run() -> None:
+            ctypes.memmove(target.data_ptr(), address, size)
+
+        self.log.append(("copy", number))
+        self._current.append(run)
+        return target
+
+    def record(self) -> GatedEvent:
+        event = GatedEvent(self, self._current, self._num_events)
+        self._num_events += 1
+        self._current.append(event.reach)
+        return event
+
+    def hand_over(self, tensors: Sequence[torch.Tensor], copied: GatedEvent) -> None:
+        assert self._current is self._caller
+        assert all(isinstance(tensor, torch.Tensor) for tensor in tensors)
+        self.log.append(("hand over", copied.number))
+        self._caller.append(copied.run)
+
+    def step(self, work: Callable[[], None]) -> None:
+        """Queue work of the caller's."""
+        self._caller.append(work)
+
+    def finish(self) -> None:
+        """Do all that is queued."""
+        while self._caller:
+            self._caller.popleft()()
+        while self._side:
+            self._side.popleft()()
+
+
+class GatedEvent:
+    """An event of a GatedDevice, done when its stream has come to it."""
+
+    def __init__(
+        self, device: GatedDevice, stream: deque[Callable[[], None]], number: int
+    ) -> None:
+        self.number = number
+        self.done = False
+        self._device = device
+        self._stream = stream
+
+    def reach(self) -> None:
+        self.done = True
+
+    def run(self) -> None:
+        while not self.done:
+            self._stream.popleft()()
+
+    def query(self) -> bool:
+        return self.done
+
+    def synchronize(self) -> None:
+        self._device.log.append(("wait", self.number))
+        self.run()
+
+
+@pytest.fixture
+def gated_device() -> GatedDevice:
+    """A device that tests have to wait for."""
+    return GatedDevice()

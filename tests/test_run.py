@@ -52,7 +52,6 @@ def catalog_of(rows: Any, *, row_bytes: Any = 8, kept: Any = None) -> Catalog:
         num_bytes=num_rows * np.array(row_bytes, dtype=np.int64),
         num_kept=num_rows if kept is None else np.array(kept, dtype=np.int64),
         null_counts={},
-        stats={},
     )
 
 

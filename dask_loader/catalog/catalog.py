@@ -3,38 +3,29 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.filters import (
     filter_columns,
     filter_text,
     make_filter,
     may_prune,
+    name_filter,
 )
-from dask_loader.catalog.footers import (
-    ColumnStats,
-    Footer,
-    FooterQuery,
-    read_footers,
-    read_schema,
-)
+from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
+from dask_loader.catalog.gather import Footers, MapFunction
 from dask_loader.catalog.schema import choose_columns, compare_schemas, unpack_schema
-from dask_loader.catalog.storage import Stamp, Storage
-
-# A task of 50 footers keeps Dask's cost per task small against the reading.
-_FILES_PER_TASK = 50
+from dask_loader.catalog.storage import Sight, Stamp, Storage
 
 Ints = NDArray[np.int64]
-# Runs a function over items, in order: here, in threads, or on a cluster.
-MapFunction = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +45,7 @@ class Catalog:
         storage: Where the files lie.
         files: In the dataset's order.
         schema: The first file's; all agree with it in the columns that are read.
-        forms: The columns that are delivered, in order.
+        forms: The columns that are delivered, in order, as the files have them.
         expression: The filters, or None.
         filter_text: The filters as text, for fingerprints.
         filter_columns: The columns that the filters read.
@@ -65,7 +56,8 @@ class Catalog:
         num_kept: Its rows after filtering, int64, same shape.
         null_counts: For each delivered column that has nulls or does not say: int64, same
             shape, -1 where the footer does not say.
-        stats: For each column the filters read: its statistics, one for each row group.
+        growth: Bytes of rows as they are delivered over num_bytes, at least 1: wider
+            dtypes take more memory, and leave the order as it is.
     """
 
     storage: Storage
@@ -81,7 +73,7 @@ class Catalog:
     num_bytes: Ints
     num_kept: Ints
     null_counts: dict[str, Ints]
-    stats: dict[str, tuple[ColumnStats, ...]]
+    growth: float = 1.0
 
     @property
     def total_rows(self) -> int:
@@ -122,6 +114,8 @@ def read_catalog(
     columns: tuple[str, ...] | None,
     filters: Any,
     run: MapFunction,
+    listed: Mapping[str, Sight] | None = None,
+    cache: FooterCache | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -134,7 +128,9 @@ def read_catalog(
         paths: In the dataset's order, at least one.
         columns: From check_columns.
         filters: As the user gave them.
-        run: Runs the reading of many footers.
+        run: Runs the reading of very many footers.
+        listed: What a listing just said of remote files.
+        cache: Where footers are remembered.
 
     Raises:
         ColumnError: A column is not there.
@@ -144,7 +140,9 @@ def read_catalog(
         SchemaError: Two files disagree.
         DataChangedError: A file vanished meanwhile.
     """
-    schema = read_schema(storage, paths[0])
+    asked = f"{columns!r} {name_filter(filters)}"
+    footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
+    schema = footers.first_schema()
     names = choose_columns(schema, columns, path=paths[0])
     expression = make_filter(filters, schema, path=paths[0])
     query = FooterQuery(
@@ -155,77 +153,104 @@ def read_catalog(
     )
     prunes = may_prune(filters, schema, query.filter_columns)
     query = replace(query, may_prune=prunes)
-    starts = range(0, len(paths), _FILES_PER_TASK)
-    chunks = [list(paths[i : i + _FILES_PER_TASK]) for i in starts]
-    footers = [f for part in run(partial(read_footers, query), chunks) for f in part]
-    _check_schemas(schema, footers, names, query.filter_columns, columns is None)
-    return _merge(query, schema, footers, filter_text(filters, expression, schema))
+    text = filter_text(filters, expression, schema)
+    taken = [(form, form.row_bytes) for form in query.forms]
+    table = footers.answer(
+        query, repr((taken, text, query.filter_columns, prunes)), run
+    )
+    packed = table["schema"].to_pylist()
+    _check_schemas(schema, packed, paths, names, query.filter_columns, columns is None)
+    entries = tuple(
+        FileEntry(path, sight.stamp, digest)
+        for path, sight, digest in zip(
+            paths, footers.sights, table["digest"].to_pylist(), strict=True
+        )
+    )
+    return make_catalog(query, schema, entries, table, filter_text=text)
+
+
+def make_catalog(
+    query: FooterQuery,
+    schema: pa.Schema,
+    files: tuple[FileEntry, ...],
+    footers: pa.Table,
+    *,
+    filter_text: str,
+) -> Catalog:
+    """Lay the row groups of all files end to end.
+
+    Args:
+        query: What was taken from the footers.
+        schema: The first file's.
+        files: In the dataset's order.
+        footers: From parse_footers, a row for each file.
+        filter_text: The filters as text.
+    """
+    counts = _numbers(footers["num_rows"].combine_chunks().value_lengths())
+    num_rows = _items(footers["num_rows"])
+    survives = footers["survives"].combine_chunks().flatten()
+    ends = np.cumsum(counts)
+    return Catalog(
+        storage=query.storage,
+        files=files,
+        schema=schema.remove_metadata(),
+        forms=query.forms,
+        expression=query.expression,
+        filter_text=filter_text,
+        filter_columns=query.filter_columns,
+        file_index=np.repeat(np.arange(len(files), dtype=np.int64), counts),
+        row_group=np.arange(len(num_rows)) - np.repeat(ends - counts, counts),
+        num_rows=num_rows,
+        num_bytes=_items(footers["num_bytes"]),
+        num_kept=num_rows * survives.to_numpy(zero_copy_only=False),
+        null_counts={
+            form.name: _items(footers[null_column(form.name)], counts)
+            for form in query.forms
+            if null_column(form.name) in footers.column_names
+        },
+    )
 
 
 def _check_schemas(
     schema: pa.Schema,
-    footers: Sequence[Footer],
+    packed: Sequence[bytes],
+    paths: Sequence[str],
     names: Sequence[str],
     filter_names: Sequence[str],
     all_columns: bool,
 ) -> None:
-    agreed = {footers[0].schema}  # thousands of files have few different schemas
-    for footer in footers[1:]:
-        if footer.schema in agreed:
+    agreed = {packed[0]}  # thousands of files have few different schemas
+    for path, other in zip(paths, packed, strict=True):
+        if other in agreed:
             continue
         compare_schemas(
             schema,
-            unpack_schema(footer.schema),
+            unpack_schema(other),
             names=dict.fromkeys((*names, *filter_names)),
             all_columns=all_columns,
-            first_path=footers[0].path,
-            path=footer.path,
+            first_path=paths[0],
+            path=path,
         )
-        agreed.add(footer.schema)
-
-
-def _merge(
-    query: FooterQuery, schema: pa.Schema, footers: list[Footer], text: str
-) -> Catalog:
-    counts = [len(f.num_rows) for f in footers]
-    num_rows = _flat(f.num_rows for f in footers)
-    kept = np.zeros_like(num_rows)
-    start = 0
-    for footer, count in zip(footers, counts, strict=True):
-        alive = start + np.array(footer.survivors, dtype=np.int64)
-        kept[alive] = num_rows[alive]
-        start += count
-    nullable = {name for f in footers for name in f.null_counts}
-    return Catalog(
-        storage=query.storage,
-        files=tuple(FileEntry(f.path, f.stamp, f.digest) for f in footers),
-        schema=schema.remove_metadata(),
-        forms=query.forms,
-        expression=query.expression,
-        filter_text=text,
-        filter_columns=query.filter_columns,
-        file_index=np.repeat(np.arange(len(footers), dtype=np.int64), counts),
-        row_group=_flat(range(count) for count in counts),
-        num_rows=num_rows,
-        num_bytes=_flat(f.num_bytes for f in footers),
-        num_kept=kept,
-        null_counts={
-            form.name: _flat(
-                f.null_counts.get(form.name, (0,) * len(f.num_rows)) for f in footers
-            )
-            for form in query.forms
-            if form.name in nullable
-        },
-        stats={
-            name: tuple(s for f in footers for s in f.stats.get(name, ()))
-            for name in query.filter_columns
-        },
-    )
+        agreed.add(other)
 
 
 def _hash(facts: Any) -> str:
     return hashlib.blake2b(repr(facts).encode(), digest_size=16).hexdigest()
 
 
-def _flat(parts: Any) -> Ints:
-    return np.array([item for part in parts for item in part], dtype=np.int64)
+def _items(lists: pa.ChunkedArray, counts: Ints | None = None) -> Ints:
+    """Return the items of all lists; `counts` zeros in place of a null."""
+    whole = lists.combine_chunks()
+    items = _numbers(whole.flatten())
+    if not whole.null_count:
+        return items
+    assert counts is not None
+    spread = np.zeros(int(counts.sum()), dtype=np.int64)
+    valid = whole.is_valid().to_numpy(zero_copy_only=False)
+    spread[np.repeat(valid, counts)] = items
+    return spread
+
+
+def _numbers(array: pa.Array) -> Ints:
+    # A copy: what Arrow lends cannot be written, and pickles with all its neighbours.
+    return np.array(array, dtype=np.int64)

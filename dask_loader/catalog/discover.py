@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from dask_loader.catalog.storage import Storage, make_storage
+from dask_loader.catalog.storage import Sight, Storage, make_storage, sight_of
 from dask_loader.errors import ConfigError, DataNotFoundError
 
 # In a folder these endings are taken for data; a file named outright may be called
@@ -29,10 +29,12 @@ class Found:
     Attributes:
         storage: Where they lie.
         paths: Absolute, in the dataset's order, each once.
+        listed: What a remote file system's listing said of files, by path.
     """
 
     storage: Storage
     paths: tuple[str, ...]
+    listed: Mapping[str, Sight] = field(default_factory=dict)
 
 
 def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
@@ -57,10 +59,14 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
             f"path={path!r} names several file systems {protocols!r}; give paths of one"
         )
     storage = make_storage(protocols[0], storage_options)
+    file_system = storage.fsspec()
+    if not storage.is_local:
+        file_system.invalidate_cache()  # listings may be kept from an earlier dataset
+    listed: dict[str, Sight] = {}
     paths: list[str] = []
     seen: set[str] = set()
     for entry in entries:
-        for found in _files(storage, entry):
+        for found in _files(storage, entry, listed):
             if found in seen:
                 raise ConfigError(
                     f"{found!r} is named twice in path={path!r}; each row is delivered "
@@ -68,7 +74,7 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
                 )
             seen.add(found)
             paths.append(found)
-    return Found(storage, tuple(paths))
+    return Found(storage, tuple(paths), listed)
 
 
 def _entries(path: Any) -> list[str]:
@@ -89,7 +95,7 @@ def _entries(path: Any) -> list[str]:
     return entries
 
 
-def _files(storage: Storage, entry: str) -> Iterable[str]:
+def _files(storage: Storage, entry: str, listed: dict[str, Sight]) -> Iterable[str]:
     file_system = storage.fsspec()
     # Local paths become absolute here: a Dask worker has a working folder of its own.
     stripped = file_system._strip_protocol(entry)
@@ -98,9 +104,9 @@ def _files(storage: Storage, entry: str) -> Iterable[str]:
     if file_system.isfile(stripped):
         return [stripped]
     if file_system.isdir(stripped):
-        return _below(file_system, stripped)
+        return _below(file_system, stripped, listed)
     if _GLOB.search(stripped):
-        return _matching(file_system, stripped)
+        return _matching(file_system, stripped, listed)
     raise DataNotFoundError(
         f"there is nothing at {entry!r} (looked for {stripped!r}); check the path, and "
         "that this machine can see it",
@@ -108,8 +114,8 @@ def _files(storage: Storage, entry: str) -> Iterable[str]:
     )
 
 
-def _below(file_system: Any, folder: str) -> list[str]:
-    names = _list(file_system, folder)
+def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]:
+    names = _list(file_system, folder, listed)
     found = [name for name in names if _is_data(name)]
     if not found:
         others = ", ".join(repr(n) for n in sorted(names)[:3]) or "no files at all"
@@ -122,13 +128,13 @@ def _below(file_system: Any, folder: str) -> list[str]:
     return sorted(found, key=_natural)
 
 
-def _matching(file_system: Any, pattern: str) -> list[str]:
+def _matching(file_system: Any, pattern: str, listed: dict[str, Sight]) -> list[str]:
     # A dict: "**" matches folders and the files in them.
     found: dict[str, None] = {}
     for name in sorted(file_system.glob(pattern), key=_natural):
         last = name.rstrip("/").rpartition("/")[2]
         if file_system.isdir(name):
-            below = _list(file_system, name)
+            below = _list(file_system, name, listed)
             found.update((n, None) for n in sorted(below, key=_natural) if _is_data(n))
         elif not _hidden(last, ""):
             found[name] = None
@@ -145,10 +151,15 @@ def _is_data(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
-def _list(file_system: Any, folder: str) -> list[str]:
+def _list(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]:
     """Return all files below a folder that are not hidden; linked folders count."""
     if not isinstance(file_system, LocalFileSystem):
-        return [n for n in file_system.find(folder) if not _hidden(n, folder)]
+        infos = file_system.find(folder, detail=True)
+        shown = {n: info for n, info in infos.items() if not _hidden(n, folder)}
+        listed.update(
+            (n, sight_of(info)) for n, info in shown.items() if info.get("size")
+        )
+        return list(shown)
     names: list[str] = []
     seen: set[str] = set()
     for root, folders, files in os.walk(folder, followlinks=True):

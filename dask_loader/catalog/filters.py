@@ -98,10 +98,27 @@ def filter_text(
     if expression is None:
         return ""
     if not isinstance(filters, pc.Expression):
-        return repr([(n, op, _plain(value)) for n, op, value in _terms(filters)])
+        return name_filter(filters)
     text = str(expression)
     # Arrow leaves out the middle of long lists of values.
     return bytes(expression.to_substrait(schema)).hex() if "..." in text else text
+
+
+def name_filter(filters: Any) -> str:
+    """Write filters as text, before a schema is known.
+
+    Expressions that differ in the middle of a long list of values have the same text.
+
+    Raises:
+        ConfigError: They are neither lists of conditions nor an expression.
+    """
+    if filters is None or isinstance(filters, pc.Expression):
+        return "" if filters is None else str(filters)
+    _terms(filters)
+    groups = [
+        [(n, op, _plain(value)) for n, op, value in group] for group in _groups(filters)
+    ]
+    return repr(groups[0] if len(groups) == 1 else groups)
 
 
 def _plain(value: Any) -> Any:
@@ -118,15 +135,20 @@ def _has_floats(kind: pa.DataType) -> bool:
     return any(_has_floats(child) for child in children)
 
 
+def _groups(filters: Any) -> list[Any]:
+    """Return the lists of conditions that are joined by or."""
+    nested = isinstance(filters, list) and all(isinstance(g, list) for g in filters)
+    return filters if nested else [filters]
+
+
 def _terms(filters: Any) -> list[tuple[str, str, Any]]:
     if not isinstance(filters, list) or not filters:
         raise ConfigError(
             f"filters={filters!r} must be a non-empty list of (column, op, value), a "
             "list of such lists, or a pyarrow.compute.Expression"
         )
-    groups = filters if all(isinstance(g, list) for g in filters) else [filters]
     terms = []
-    for term in (term for group in groups for term in group):
+    for term in (term for group in _groups(filters) for term in group):
         if (
             not isinstance(term, tuple)
             or len(term) != 3

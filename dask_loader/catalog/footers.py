@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -14,49 +16,29 @@ import pyarrow.parquet as pq
 
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import leaf_ranges, pack_schema
-from dask_loader.catalog.storage import Stamp, Storage, open_error
+from dask_loader.catalog.storage import Storage, open_error
 
 # Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
 INT96_UNIT = "us"
 # Arrow's offsets beside text and binary: 4 bytes a row.
 _OFFSET_BYTES = 4
+# One read of this many bytes has nearly every footer whole.
+_TAIL_BYTES = 64 << 10
+# A footer's length and the magic, at the end of the file.
+_ENDING_BYTES = 8
+# Remote footers that are asked for at once.
+_ROUND_TRIPS = 32
 
-
-@dataclass(frozen=True, slots=True)
-class ColumnStats:
-    """What a footer says of one column of one row group; None where it does not."""
-
-    minimum: Any
-    maximum: Any
-    null_count: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Footer:
-    """One file's footer as plain values.
-
-    Attributes:
-        path: The file.
-        stamp: Its version when the footer was read.
-        digest: Hash of the footer's bytes, statistics included.
-        schema: From pack_schema.
-        num_rows: One for each row group.
-        num_bytes: Decoded bytes of the columns that are read, one for each row group.
-        null_counts: For each column read that has nulls or does not say: one number for
-            each row group, -1 where the footer does not say.
-        stats: For each column that the filters read: one for each row group.
-        survivors: Row groups that the filters' statistics do not rule out.
-    """
-
-    path: str
-    stamp: Stamp
-    digest: str
-    schema: bytes
-    num_rows: tuple[int, ...]
-    num_bytes: tuple[int, ...]
-    null_counts: dict[str, tuple[int, ...]]
-    stats: dict[str, tuple[ColumnStats, ...]]
-    survivors: tuple[int, ...]
+_INTS = pa.list_(pa.int64())
+_FIXED = pa.schema(
+    {
+        "digest": pa.string(),
+        "schema": pa.binary(),
+        "num_rows": _INTS,
+        "num_bytes": _INTS,
+        "survives": pa.list_(pa.bool_()),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -78,28 +60,117 @@ class FooterQuery:
     may_prune: bool = True
 
 
-def read_schema(storage: Storage, path: str) -> pa.Schema:
-    """Return a file's Arrow schema.
+def read_tails(storage: Storage, files: Sequence[tuple[str, int]]) -> Iterator[bytes]:
+    """Yield files' footers as they lie in the files, each with its length and magic.
+
+    Several are asked for at once where files are remote: a footer costs a round trip.
+
+    Args:
+        storage: Where the files lie.
+        files: Path and length of each.
 
     Raises:
-        BadFileError: The file is not readable Parquet.
+        BadFileError: A file cannot be read, or is shorter than its footer.
     """
-    storage.stamp(path)
+    if storage.is_local or len(files) < 2:
+        yield from (_read_tail(storage, file) for file in files)
+        return
+    with ThreadPoolExecutor(
+        _ROUND_TRIPS, thread_name_prefix="dask-loader-tail"
+    ) as pool:
+        try:
+            yield from pool.map(partial(_read_tail, storage), files)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def read_footers(query: FooterQuery, files: Sequence[tuple[str, int]]) -> pa.Table:
+    """Read several footers, in order. Runs in this process or on a Dask worker.
+
+    Args:
+        query: What to take from them.
+        files: Path and length of each.
+
+    Returns:
+        What parse_footers returns.
+
+    Raises:
+        BadFileError: A file is not readable Parquet.
+    """
+    return parse_footers(query, files, read_tails(query.storage, files))
+
+
+def parse_footers(
+    query: FooterQuery, files: Sequence[tuple[str, int]], tails: Iterable[bytes]
+) -> pa.Table:
+    """Take from footers what a query asks for.
+
+    Args:
+        query: What to take.
+        files: Path and length of each.
+        tails: From read_tails, for each file.
+
+    Returns:
+        A row for each file. "digest": hash of the footer's bytes, statistics included.
+        "schema": from pack_schema. Lists with an item for each row group: "num_rows";
+        "num_bytes", decoded, of the columns that are read; "survives": not ruled out by
+        the filters' statistics. And null_column(name) for a column that has nulls in one
+        of the files, or does not say: the count for each row group, -1 where the footer
+        does not say; or null for a file that has none.
+
+    Raises:
+        BadFileError: One is no Parquet footer.
+    """
+    columns: dict[str, list[Any]] = {name: [] for name in _FIXED.names}
+    nulls: dict[str, dict[int, list[int]]] = {}
+    row_bytes = sum(form.row_bytes for form in query.forms)
+    texts = [form.name for form in query.forms if not form.is_fixed]
+    schemas = _Schemas()
+    for row, ((path, _), tail) in enumerate(zip(files, tails, strict=True)):
+        try:
+            with _parse(tail) as file:
+                metadata, read = file.metadata, schemas.of(file)
+                groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+                found = {
+                    "digest": _digest(tail),
+                    "schema": read.packed,
+                    "num_rows": [group.num_rows for group in groups],
+                    "num_bytes": _decoded_bytes(row_bytes, texts, read.leaves, groups),
+                    "survives": _survive(query, tail, read.schema, len(groups)),
+                }
+                for name, counts in _null_counts(query.forms, read.leaves, groups):
+                    nulls.setdefault(name, {})[row] = counts
+        except Exception as error:  # Arrow has no common class, see open_error
+            raise open_error(path, error) from error
+        for name, value in found.items():
+            columns[name].append(value)
+    table = pa.table(columns, schema=_FIXED)
+    for name, by_row in nulls.items():
+        counts = [by_row.get(row) for row in range(len(table))]
+        table = table.append_column(null_column(name), pa.array(counts, _INTS))
+    return table
+
+
+def parse_schema(path: str, tail: bytes) -> pa.Schema:
+    """Return a file's Arrow schema, without its metadata.
+
+    Args:
+        path: The file.
+        tail: From read_tails.
+
+    Raises:
+        BadFileError: It is no Parquet footer.
+    """
     try:
-        with _open(storage, path) as file:
-            return file.schema_arrow
+        with _parse(tail) as file:
+            return file.schema_arrow.remove_metadata()
     except Exception as error:  # Arrow has no common class, see open_error
         raise open_error(path, error) from error
 
 
-def read_footers(query: FooterQuery, paths: Sequence[str]) -> list[Footer]:
-    """Read several footers, in order.
-
-    Raises:
-        BadFileError: A file is not readable Parquet.
-        DataChangedError: A file is gone.
-    """
-    return [_read_footer(query, path) for path in paths]
+def null_column(name: str) -> str:
+    """Return the name under which parse_footers has a column's counts of nulls."""
+    return f"nulls of {name}"
 
 
 def footer_digest(storage: Storage, path: str) -> str:
@@ -115,57 +186,90 @@ def footer_digest(storage: Storage, path: str) -> str:
     return hashlib.blake2b(footer, digest_size=16).hexdigest()
 
 
-def _open(storage: Storage, path: str) -> pq.ParquetFile:
+def _digest(tail: bytes) -> str:
+    footer = memoryview(tail)[:-_ENDING_BYTES]
+    return hashlib.blake2b(footer, digest_size=16).hexdigest()
+
+
+def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
+    path, num_bytes = file
+    read = _read_local if storage.is_local else storage.fsspec().cat_file
+    try:
+        tail = read(path, max(0, num_bytes - _TAIL_BYTES), num_bytes)
+        needed = int.from_bytes(tail[-8:-4], "little") + _ENDING_BYTES
+        if tail[-4:] != b"PAR1" or len(tail) < _ENDING_BYTES:
+            return bytes(tail)  # the parser says what is wrong
+        if needed > num_bytes:
+            raise ValueError(
+                f"the footer should have {needed} bytes, the whole file has {num_bytes}"
+            )
+        if needed > len(tail):
+            tail = read(path, num_bytes - needed, num_bytes)
+        return bytes(tail[-needed:])
+    except Exception as error:  # each file system has its own
+        raise open_error(path, error) from error
+
+
+def _read_local(path: str, start: int, stop: int) -> bytes:
+    with open(path, "rb", buffering=0) as file:
+        file.seek(start)
+        return file.read(stop - start)
+
+
+def _parse(tail: bytes) -> pq.ParquetFile:
+    # A footer needs nothing of what stands before it.
     return pq.ParquetFile(
-        path,
-        filesystem=storage.arrow(),
+        pa.BufferReader(tail),
         pre_buffer=False,
         coerce_int96_timestamp_unit=INT96_UNIT,
     )
 
 
-def _read_footer(query: FooterQuery, path: str) -> Footer:
-    stamp = query.storage.stamp(path)
-    try:
-        with _open(query.storage, path) as file:
-            metadata, schema = file.metadata, file.schema_arrow
-            groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-            footer = Footer(
-                path=path,
-                stamp=stamp,
-                digest=footer_digest(query.storage, path),
-                schema=pack_schema(schema),
-                num_rows=tuple(g.num_rows for g in groups),
-                num_bytes=_decoded_bytes(query.forms, schema, groups),
-                null_counts=_null_counts(query.forms, schema, groups),
-                stats=_stats(query.filter_columns, schema, groups),
-                survivors=_survivors(query, path, schema, len(groups)),
-            )
-    except Exception as error:  # Arrow has no common class, see open_error
-        raise open_error(path, error) from error
-    return footer
+@dataclass(frozen=True, slots=True)
+class _Read:
+    schema: pa.Schema
+    packed: bytes
+    leaves: dict[str, range]
+
+
+class _Schemas:
+    """Turns files' schemas into Arrow's; thousands of files have few different ones."""
+
+    def __init__(self) -> None:
+        self._parquet: Any = None
+        self._arrow: bytes | None = None
+        self._read: _Read
+
+    def of(self, file: pq.ParquetFile) -> _Read:
+        metadata = file.metadata
+        parquet = metadata.schema
+        arrow = (metadata.metadata or {}).get(b"ARROW:schema")
+        same = self._parquet is not None and parquet.equals(self._parquet)
+        if not same or arrow != self._arrow:
+            schema = file.schema_arrow
+            self._parquet, self._arrow = parquet, arrow
+            self._read = _Read(schema, pack_schema(schema), leaf_ranges(schema))
+        return self._read
 
 
 def _decoded_bytes(
-    forms: Sequence[Form], schema: pa.Schema, groups: list[Any]
-) -> tuple[int, ...]:
+    row_bytes: int, texts: list[str], leaves: dict[str, range], groups: list[Any]
+) -> list[int]:
     # Fixed-width columns from the schema, text from the encoded size: never from decoded
     # samples, which would differ between ranks.
-    row_bytes = sum(form.row_bytes for form in forms)
-    leaves = leaf_ranges(schema)
-    text = [leaves[f.name][0] for f in forms if not f.is_fixed and f.name in leaves]
-    return tuple(
+    text = [leaves[name][0] for name in texts if name in leaves]
+    return [
         g.num_rows * (row_bytes + _OFFSET_BYTES * len(text))
         + sum(_text_bytes(g.column(leaf), g.num_rows) for leaf in text)
         for g in groups
-    )
+    ]
 
 
 def _text_bytes(chunk: Any, num_rows: int) -> int:
     # A dictionary holds each text once. The footer does not say how long the texts are
     # together; the shortest fair guess is between the least and the greatest of them.
     size = int(chunk.total_uncompressed_size)
-    stats = chunk.statistics if chunk.is_stats_set else None
+    stats = chunk.statistics
     if stats is None or not stats.has_min_max or not chunk.has_dictionary_page:
         return size
     lengths = [len(text) for text in (stats.min, stats.max)]
@@ -173,56 +277,35 @@ def _text_bytes(chunk: Any, num_rows: int) -> int:
 
 
 def _null_counts(
-    forms: Sequence[Form], schema: pa.Schema, groups: list[Any]
-) -> dict[str, tuple[int, ...]]:
-    leaves, found = leaf_ranges(schema), {}
+    forms: Sequence[Form], leaves: dict[str, range], groups: list[Any]
+) -> Iterator[tuple[str, list[int]]]:
+    # The one loop over all chunks of all footers: half the cost of a cold start.
     for form in forms:
         if form.name not in leaves:
             continue
-        leaf = leaves[form.name][0]
-        counts = tuple(_null_count(g.column(leaf)) for g in groups)
-        if any(counts):
-            found[form.name] = counts
-    return found
+        leaf, counts, said = leaves[form.name][0], [], False
+        for group in groups:
+            stats = group.column(leaf).statistics
+            known = stats is not None and stats.has_null_count
+            count = stats.null_count if known else -1
+            said = said or count != 0
+            counts.append(count)
+        if said:
+            yield form.name, counts
 
 
-def _null_count(chunk: Any) -> int:
-    stats = chunk.statistics if chunk.is_stats_set else None
-    return stats.null_count if stats is not None and stats.has_null_count else -1
-
-
-def _stats(
-    names: Sequence[str], schema: pa.Schema, groups: list[Any]
-) -> dict[str, tuple[ColumnStats, ...]]:
-    leaves, found = leaf_ranges(schema), {}
-    for name in names:
-        if len(leaves.get(name, ())) == 1:
-            chunks = [g.column(leaves[name][0]) for g in groups]
-            found[name] = tuple(_column_stats(chunk) for chunk in chunks)
-    return found
-
-
-def _column_stats(chunk: Any) -> ColumnStats:
-    stats = chunk.statistics if chunk.is_stats_set else None
-    if stats is None:
-        return ColumnStats(None, None, None)
-    low, high = (stats.min, stats.max) if stats.has_min_max else (None, None)
-    return ColumnStats(low, high, stats.null_count if stats.has_null_count else None)
-
-
-def _survivors(
-    query: FooterQuery, path: str, schema: pa.Schema, num_groups: int
-) -> tuple[int, ...]:
-    everything = tuple(range(num_groups))
+def _survive(
+    query: FooterQuery, tail: bytes, schema: pa.Schema, num_groups: int
+) -> list[bool]:
+    everything = [True] * num_groups
     if query.expression is None or not query.may_prune:
         return everything
-    fragment = pads.ParquetFileFormat().make_fragment(
-        path, filesystem=query.storage.arrow()
-    )
+    fragment = pads.ParquetFileFormat().make_fragment(pa.BufferReader(tail))
     try:
         kept = fragment.subset(filter=query.expression, schema=schema)
     except (pa.ArrowException, TypeError, ValueError, KeyError):
         # Arrow cannot reason about every filter that it can evaluate. Ruling out is a
         # saving; and where the file's schema is at fault, comparing schemas will say so.
         return everything
-    return tuple(group.id for group in kept.row_groups)
+    alive = {group.id for group in kept.row_groups}
+    return [group in alive for group in range(num_groups)]

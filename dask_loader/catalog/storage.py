@@ -7,6 +7,8 @@ does, since its sockets and threads would not survive the journey or a fork.
 from __future__ import annotations
 
 import os
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -19,6 +21,9 @@ from dask_loader.errors import BadFileError, ConfigError, DataChangedError
 # What different fsspec file systems call "last modified" and "content tag" in info().
 _TAG_KEYS = ("ETag", "etag", "md5Hash", "checksum")
 _TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "created")
+# A local file may be written again within the tick of its clock and keep its times; no
+# file system's tick is longer.
+SETTLED_NS = 2_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,20 @@ class Stamp:
 
     num_bytes: int
     version: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """A file as a look found it.
+
+    Attributes:
+        stamp: For the time of a run.
+        identity: What no other content at this path ever has, or "" where nothing known
+            of the file can promise that.
+    """
+
+    stamp: Stamp
+    identity: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,21 +92,26 @@ class Storage:
         Raises:
             DataChangedError: The file is gone or cannot be looked at.
         """
+        return self.look(path).stamp
+
+    def look(self, path: str) -> Sight:
+        """Return what is known of a file now, without opening it.
+
+        Raises:
+            DataChangedError: The file is gone or cannot be looked at.
+        """
         try:
             if self.is_local:
-                stat = os.stat(path)
-                return Stamp(stat.st_size, str(stat.st_mtime_ns))
+                return _local_sight(os.stat(path))
             file_system = self.fsspec()
             file_system.invalidate_cache(path)
-            info = file_system.info(path)
+            return sight_of(file_system.info(path))
         except OSError as error:
             raise DataChangedError(
                 f"{path!r} was there when the dataset was made and cannot be found now "
                 f"({error}); make the dataset again",
                 path=path,
             ) from error
-        keys = (key for key in (*_TAG_KEYS, *_TIME_KEYS) if info.get(key))
-        return Stamp(int(info["size"]), str(info.get(next(keys, ""), "")))
 
     def check(self, path: str, stamp: Stamp) -> None:
         """Raise unless the file is the one that was stamped.
@@ -103,6 +127,24 @@ class Storage:
                 f"{now.num_bytes} (version {now.version!r}); make the dataset again",
                 path=path,
             )
+
+
+def sight_of(info: Mapping[str, Any]) -> Sight:
+    """Return what a remote file system's info() or listing says of a file."""
+    num_bytes = int(info["size"])
+    tag = next((str(info[key]) for key in _TAG_KEYS if info.get(key)), "")
+    if tag:
+        return Sight(Stamp(num_bytes, tag), f"{num_bytes} {tag}")
+    time_key = next((key for key in _TIME_KEYS if info.get(key)), "")
+    return Sight(Stamp(num_bytes, str(info.get(time_key, ""))), "")
+
+
+def _local_sight(stat: os.stat_result) -> Sight:
+    # Unlike the time of modification, that of change cannot be set back.
+    identity = ""
+    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) >= SETTLED_NS:
+        identity = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    return Sight(Stamp(stat.st_size, str(stat.st_mtime_ns)), identity)
 
 
 def make_storage(protocol: str, options: dict[str, Any] | None) -> Storage:

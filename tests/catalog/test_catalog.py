@@ -69,9 +69,10 @@ def test_a_chosen_order_of_columns_is_the_delivered_one(
     assert catalog.delivered_schema == expected
 
 
-def test_sixty_files_are_read_in_more_than_one_task(
-    write: Write, tmp_path: Path
+def test_very_many_footers_are_read_in_tasks_of_fifty(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("dask_loader.catalog.gather._MOST_HERE_BYTES", 60)
     for number in range(60):
         write(f"part.{number}.parquet", {"x": [number] * (number + 1)})
     found = discover(tmp_path)
@@ -121,7 +122,10 @@ def test_a_column_that_only_the_filters_read_is_compared_too(
         read(first, other, columns=("x",), filters=[("y", "=", 1)])
 
 
-def test_the_first_bad_argument_costs_one_footer(write: Write, tmp_path: Path) -> None:
+def test_the_first_bad_argument_costs_one_footer(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask_loader.catalog.gather._MOST_HERE_BYTES", 0)
     write("1.parquet", {"x": [1], "l": [[1]]})
     (tmp_path / "2.parquet").write_text("no parquet")
 
