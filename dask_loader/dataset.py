@@ -76,6 +76,9 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
+        footer_cache: Remember the files' footers for the next start, in a folder of the
+            user's cache folder or in this one; False for not. The environment variable
+            DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
         storage_options: For fsspec.
 
     Raises:
@@ -105,6 +108,7 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
+        footer_cache: bool | str | os.PathLike[str] = True,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -119,6 +123,7 @@ class ParquetDataset(IterableDataset[Any]):
             memory_limit=memory_limit,
             verify_checksums=verify_checksums,
             worker_timeout=worker_timeout,
+            footer_cache=footer_cache,
         )
         self._given_world = (rank, world_size, mesh)
         resolve_world(rank=rank, world_size=world_size, mesh=mesh)

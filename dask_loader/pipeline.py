@@ -8,6 +8,7 @@ catalog and the options), so a DataLoader worker makes its own.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
@@ -19,6 +20,7 @@ import numpy as np
 
 from dask_loader.batch.rebatch import Rebatcher, Row
 from dask_loader.batch.tensors import Batch
+from dask_loader.catalog.cache import open_cache
 from dask_loader.catalog.catalog import Catalog, read_catalog
 from dask_loader.catalog.discover import Found
 from dask_loader.engine.base import Engine
@@ -75,7 +77,13 @@ def load_catalog(
         DaskLoaderError: An argument or a file is wrong.
     """
     catalog = read_catalog(
-        found.storage, found.paths, columns=columns, filters=filters, run=engine.map
+        found.storage,
+        found.paths,
+        columns=columns,
+        filters=filters,
+        run=engine.map,
+        listed=found.listed,
+        cache=open_cache(options.footer_cache, os.environ),
     )
     read_options = ReadOptions(
         storage=catalog.storage,
