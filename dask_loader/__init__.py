@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from dask_loader.dataset import ParquetDataset
     from dask_loader.errors import (
         BadFileError,
+        CastError,
         ClosedError,
         ColumnError,
         ConfigError,
@@ -37,6 +38,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BadFileError",
+    "CastError",
     "ClosedError",
     "ColumnError",
     "ConfigError",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 import uuid
 import weakref
 from collections.abc import Callable, Generator, Iterator
@@ -14,7 +15,8 @@ import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.batch.epochs import Announcement
-from dask_loader.batch.shared import Sent, SentError, send
+from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
+from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
@@ -72,6 +74,11 @@ class ParquetDataset(IterableDataset[Any]):
             address, else threads of this process. "threads". A scheduler address. A
             distributed.Client or a cluster object, of which address and security are
             taken.
+        features: {name: [column, ...]}: these columns arrive as one tensor of shape
+            (rows, columns) under the name, at the first one's place. Its dtype is the one
+            that NumPy promotes theirs to, or that of dtypes.
+        dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
+            are rounded; a number that does not fit is an error, never another number.
         nulls: "error"; "nan", for float columns; or {column: value}.
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
@@ -104,6 +111,8 @@ class ParquetDataset(IterableDataset[Any]):
         world_size: int | None = None,
         mesh: Any = None,
         client: Any = None,
+        features: dict[str, list[str]] | None = None,
+        dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
@@ -128,6 +137,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._given_world = (rank, world_size, mesh)
         resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
+        delivery = check_delivery(features, dtypes)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
         self._announcement: Announcement | None = None
@@ -142,6 +152,7 @@ class ParquetDataset(IterableDataset[Any]):
                 columns=chosen,
                 filters=filters,
                 nulls=nulls,
+                delivery=delivery,
             )
         except BaseException:
             engine.close()
@@ -332,14 +343,38 @@ class ParquetDataset(IterableDataset[Any]):
     def send_windows(self, announcement: Announcement) -> None:
         """Make this DataLoader worker's copy yield whole windows of what is announced."""
         self._announcement = announcement
+        self._outbox = Outbox()
 
     def begin_epoch(self) -> Run:
-        """Count an epoch that DataLoader workers will read."""
+        """Count an epoch that the DataLoader will read."""
         return self._course.begin(self.world)
 
-    def cut(self, run: Run, take: Callable[[], WindowData]) -> Iterator[Any]:
-        """Yield a run's batches from windows in the order of requests."""
-        return self._course.count(run, self._pipeline().cut(run, take))
+    def batches_of(self, run: Run) -> Generator[Any, None, None]:
+        """Yield a run's batches as this process reads them; not counted."""
+        return self._iterate(run, Turn())
+
+    def cut(
+        self, run: Run, take: Callable[[], WindowData]
+    ) -> Generator[Any, None, None]:
+        """Yield a run's batches from windows in the order of requests; not counted."""
+
+        def metered() -> WindowData:
+            began = time.perf_counter()
+            try:
+                return take()
+            finally:
+                self._meter.add("wait_s", time.perf_counter() - began)
+
+        try:
+            yield from self._pipeline().cut(run, metered)
+        finally:
+            forget_slabs()
+
+    def counted(
+        self, run: Run, batches: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        """Hand on a run's batches, counting them for state_dict()."""
+        return self._course.count(run, batches)
 
     def _send_windows(
         self, turn: Turn, epoch: int, first: int
@@ -347,7 +382,9 @@ class ParquetDataset(IterableDataset[Any]):
         try:
             run = self._course.plan(self.world, epoch, first=first)
             for window in self._pipeline().windows(run, turn):
-                yield send(window)
+                sent = self._outbox.send(window)
+                del window
+                yield sent
         except Exception as error:  # the main process raises it, fields and all
             yield SentError(error)
 
@@ -410,7 +447,9 @@ class ParquetDataset(IterableDataset[Any]):
         if self._closed:
             raise ClosedError("this ParquetDataset was closed; make a new one")
         if self._own_pipeline is None or self._pid != os.getpid():
-            self._keep(self._make_pipeline(make_engine(self._where, self._options)))
+            sends = self._announcement is not None
+            engine = make_engine(self._where, self._options, sends_windows=sends)
+            self._keep(self._make_pipeline(engine))
         assert self._own_pipeline is not None
         return self._own_pipeline
 

@@ -12,6 +12,7 @@
     │   ├── SchemaError                two files disagree about a column
     │   ├── UnsupportedTypeError       a column has no tensor form
     │   ├── NullError                  nulls, and no policy for them
+    │   ├── CastError                  a number does not fit the dtype asked for
     │   └── DataChangedError           a file is not the one the catalog was read from
     ├── EngineError                    the work could not be done
     │   ├── SchedulerUnreachableError  no Dask scheduler answers
@@ -101,6 +102,10 @@ class UnsupportedTypeError(DataError, TypeError):
 
 class NullError(DataError):
     """Nulls were found and there is no policy for them."""
+
+
+class CastError(DataError):
+    """A number does not fit the dtype that its column is delivered in."""
 
 
 class DataChangedError(DataError):

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from typing import Any
@@ -22,7 +23,9 @@ from dask_loader.batch.rebatch import Rebatcher, Row
 from dask_loader.batch.tensors import Batch
 from dask_loader.catalog.cache import open_cache
 from dask_loader.catalog.catalog import Catalog, read_catalog
+from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
+from dask_loader.catalog.forms import Form
 from dask_loader.engine.base import Engine
 from dask_loader.engine.stream import WindowStream
 from dask_loader.engine.threads import ThreadsEngine
@@ -30,13 +33,15 @@ from dask_loader.engine.where import Where
 from dask_loader.errors import NullError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
-from dask_loader.plan.epoch import Window
-from dask_loader.plan.schedule import Step, Turn, requests, walk
+from dask_loader.plan.schedule import Request, Step, Turn, requests, walk
 from dask_loader.read.count import count_rows
 from dask_loader.read.nulls import make_null_policy, null_error
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
 from dask_loader.run import Run
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.places import MemfdPlace
+from dask_loader.transfer.shared import SharedPool
+from dask_loader.transfer.slabs import SlabPool
+from dask_loader.transfer.window import WindowData, block_bytes
 from dask_loader.world import local_world_size
 
 # Row groups are counted in tasks of about the decoding of one window.
@@ -46,20 +51,34 @@ _COUNT_BYTES = 64 << 20
 _MAX_KEPT_SHARE = 1 / 4
 
 
-def make_engine(where: Where, options: DatasetOptions) -> Engine:
+def make_engine(
+    where: Where, options: DatasetOptions, *, sends_windows: bool = False
+) -> Engine:
     """Make this process's engine.
+
+    Args:
+        where: Threads or a cluster.
+        options: Have the limits.
+        sends_windows: Whether another process is to see the windows.
 
     Raises:
         SchedulerUnreachableError: The cluster does not answer.
     """
     if where.address is None:
+        limit = options.memory_bytes
         return ThreadsEngine(
-            memory_limit=options.memory_bytes, local_world_size=local_world_size()
+            memory_limit=limit,
+            local_world_size=local_world_size(),
+            shared=SharedPool(MemfdPlace(), limit) if sends_windows else None,
         )
     # Imported here: threads need no distributed, and it takes half a second to load.
     from dask_loader.engine.dask import DaskEngine
 
-    return DaskEngine(where, worker_timeout_s=options.worker_timeout_s)
+    return DaskEngine(
+        where,
+        worker_timeout_s=options.worker_timeout_s,
+        memory_limit=options.memory_bytes,
+    )
 
 
 def load_catalog(
@@ -70,6 +89,7 @@ def load_catalog(
     columns: tuple[str, ...] | None,
     filters: Any,
     nulls: Any,
+    delivery: Delivery,
 ) -> tuple[Catalog, ReadOptions]:
     """Read the catalog, check the nulls, and count what the filters keep.
 
@@ -79,16 +99,18 @@ def load_catalog(
     catalog = read_catalog(
         found.storage,
         found.paths,
-        columns=columns,
+        columns=delivery.columns(columns),
         filters=filters,
         run=engine.map,
         listed=found.listed,
         cache=open_cache(options.footer_cache, os.environ),
     )
+    forms = deliver(catalog.forms, delivery)
+    catalog = replace(catalog, growth=_growth(catalog.forms, forms))
     read_options = ReadOptions(
         storage=catalog.storage,
-        forms=catalog.forms,
-        nulls=make_null_policy(nulls, catalog.forms, catalog.schema),
+        forms=forms,
+        nulls=make_null_policy(nulls, forms, catalog.schema),
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
@@ -116,6 +138,13 @@ class Pipeline:
         self._options = options
         self._read_options = read_options
         self._meter = meter
+        self._names = tuple(dict.fromkeys(f.feature or f.name for f in self._forms))
+        # Joined batches: one in the user's hand, one being made, and some to spare.
+        self._batch_pool = SlabPool(options.memory_bytes // 8)
+
+    @property
+    def _forms(self) -> tuple[Form, ...]:
+        return self._read_options.forms
 
     def close(self) -> None:
         """Stop the engine."""
@@ -144,8 +173,11 @@ class Pipeline:
             for number in count():
                 if stream.exhausted:
                     return
-                yield stream.take()
+                # What becomes of it is seen in the engine's held_bytes.
+                window = stream.take()
                 stream.release(number)
+                yield window
+                del window
 
     def cut(
         self, run: Run, take: Callable[[], WindowData]
@@ -157,10 +189,11 @@ class Pipeline:
             take: Returns the next window in the order of requests.
         """
         batcher = Rebatcher(
-            [form.name for form in self._catalog.forms],
+            self._names,
             take=take,
             release=_forget,
             must_copy=lambda: False,
+            allocate=self._batch_pool.lease,
         )
         return self._cut(run, batcher, Turn())
 
@@ -172,7 +205,7 @@ class Pipeline:
         rows: dict[int, list[tuple[int, int]]] = {}
         for step in walk(run.epoch, run.deal, run.world.rank):
             for request in step.opened:
-                tasks[request.number] = self._task(request.window)
+                tasks[request.number] = self._task(run, request)
             for piece in step.pieces:
                 spans = rows.setdefault(piece.request, [])
                 if spans and spans[-1][1] == piece.start:
@@ -186,7 +219,7 @@ class Pipeline:
     ) -> WindowStream:
         steps = None if whole_windows else turn
         tasks = (
-            self._task(request.window)
+            self._task(run, request)
             for request in requests(run.epoch, run.deal, run.world.rank, steps)
             if not whole_windows or request.number % turn.num_workers == turn.worker
         )
@@ -196,22 +229,27 @@ class Pipeline:
             num_sharing=run.world.world_size * turn.num_workers,
             max_bytes=max(1, self._options.memory_bytes // turn.num_workers),
             meter=self._meter,
+            kept_bytes=self._kept_bytes,
         )
 
-    def _batcher(self, stream: WindowStream) -> Rebatcher:
-        pool = self.engine.pool
+    def _kept_bytes(self, num_bytes: int) -> int:
+        # Memory of windows that are no longer in hand is kept alive by batches that the
+        # user keeps, or by the process that they were sent to.
+        held = self.engine.held_bytes + self._batch_pool.leased_bytes
+        return max(0, held - num_bytes)
 
+    def _batcher(self, stream: WindowStream) -> Rebatcher:
         def must_copy() -> bool:
-            # Slabs that are leased and no longer in hand are kept alive by batches that
-            # the user keeps. A column of each batch would keep all windows whole.
-            kept = 0 if pool is None else pool.leased_bytes - stream.num_bytes
+            # A column of each batch would keep all windows whole.
+            kept = self._kept_bytes(stream.num_bytes)
             return kept > self._options.memory_bytes * _MAX_KEPT_SHARE
 
         return Rebatcher(
-            [form.name for form in self._catalog.forms],
+            self._names,
             take=stream.take,
             release=stream.release,
             must_copy=must_copy,
+            allocate=self._batch_pool.lease,
         )
 
     def _cut(
@@ -231,25 +269,43 @@ class Pipeline:
         self._meter.add("batches", 1)
         self._meter.add("rows", rows + (step.pad is not None))
 
-    def _task(self, window: Window) -> WindowTask:
-        catalog = self._catalog
+    def _task(self, run: Run, request: Request) -> WindowTask:
+        catalog, window = self._catalog, request.window
         slices = tuple(
             _slice_task(catalog, piece.group, piece.start, piece.stop)
             for piece in window.slices
         )
-        num_bytes = sum(
+        # What the catalog reckons beyond the fixed widths are texts.
+        texts = sum(
             piece.num_rows
             * int(catalog.num_bytes[piece.group])
             // int(catalog.num_rows[piece.group])
             for piece in window.slices
+        ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
+        # Only a slice larger than a window is cut into several, each a window of its own.
+        piece = window.slices[-1]
+        last = run.epoch.split(request.split).num_windows - 1
+        continues = (
+            piece.stop < int(catalog.num_kept[piece.group])
+            and request.split_window < last
         )
+        chained = continues or (piece.start > 0 and request.split_window > 0)
+        in_chain = chained and len(window.slices) == 1
         return WindowTask(
             options=self._read_options,
             slices=slices,
             num_rows=window.num_rows,
             key=window.key,
-            num_bytes=num_bytes,
+            num_bytes=block_bytes(self._forms, window.num_rows) + max(0, texts),
+            chain=f"{request.split}/{piece.group}" if in_chain else None,
+            continues=in_chain and continues,
         )
+
+
+def _growth(decoded: Sequence[Form], delivered: Sequence[Form]) -> float:
+    """Return the bytes of delivered rows over those of decoded rows; text left out."""
+    before, after = (sum(f.row_bytes for f in forms) for forms in (decoded, delivered))
+    return max(1.0, after / before) if before else 1.0
 
 
 def _forget(number: int) -> None:
@@ -271,7 +327,7 @@ def _slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTas
 
 def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
     """Refuse nulls that the footers tell of, before anything is decoded."""
-    for form in catalog.forms:
+    for form in read_options.forms:
         allowed, _ = read_options.nulls.fill_for(form)
         counts = catalog.null_counts.get(form.name)
         if allowed or counts is None or not (counts > 0).any():

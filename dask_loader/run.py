@@ -159,7 +159,7 @@ def make_run(
     size = window_bytes(catalog, options)
     check_memory(
         splits_in_hand=in_hand,
-        window_bytes=size,
+        window_bytes=int(size * catalog.growth),
         memory_bytes=options.memory_bytes,
         num_splits=num_splits,
         world_size=world.world_size,

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from dask_loader.catalog.delivery import Delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.engine.threads import ThreadsEngine
 from dask_loader.engine.where import Where
@@ -39,7 +40,13 @@ class Opened:
             discover(path),
             options,
             self.engine,
-            **{"columns": None, "filters": None, "nulls": "error", **arguments},
+            **{
+                "columns": None,
+                "filters": None,
+                "nulls": "error",
+                "delivery": Delivery(),
+                **arguments,
+            },
         )
         self.pipeline = Pipeline(
             self.catalog, options, read_options, self.engine, self.meter

@@ -6,15 +6,15 @@ here waits or reads: the caller gives the windows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-from dask_loader.batch.tensors import Batch, make_batch
+from dask_loader.batch.tensors import Batch, Join, cut_batch
 from dask_loader.plan.schedule import Piece, Step
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.window import Block, WindowData
 
 Row = dict[str, Any]
 
@@ -29,20 +29,23 @@ class Rebatcher:
         take: Callable[[], WindowData],
         release: Callable[[int], None],
         must_copy: Callable[[], bool],
+        allocate: Callable[[int], Block] | None = None,
     ) -> None:
         """Begin without any window.
 
         Args:
-            names: The columns, in the order that a batch has them.
+            names: The columns and features, in the order that a batch has them.
             take: Returns the next window in the order of requests; may wait.
             release: Told the number of a request whose window is used up.
             must_copy: Whether batches must have memory of their own, because someone
                 keeps slices of so many windows that their memory runs short.
+            allocate: Gives memory for batches that are joined; NumPy's where None.
         """
         self._names = tuple(names)
         self._take = take
         self._release = release
         self._must_copy = must_copy
+        self._allocate = allocate
         self._windows: dict[int, WindowData] = {}
         self._num_taken = 0
 
@@ -52,10 +55,14 @@ class Rebatcher:
         Tensors have shape (rows, *row shape). They are the caller's to write into: views
         on memory that no other batch uses, or copies.
         """
+        hoarded = self._must_copy()
         # A pad is a copy of a row that someone else has, or had, under another tensor.
-        copy = step.pad is not None or self._must_copy()
-        batch = make_batch(self._names, self._pieces(step), copy=copy)
-        self._finish(step)
+        if len(step.pieces) > 1 or step.pad is not None or hoarded:
+            return self._join(step, None if hoarded else self._allocate)
+        piece = step.pieces[0]
+        window = self._window(step, piece.request)
+        batch = cut_batch(self._names, window, piece.start, piece.stop)
+        self._finish(step.finished)
         return batch
 
     def rows(self, step: Step, *, num_splits: int) -> Iterator[Row]:
@@ -66,30 +73,50 @@ class Rebatcher:
         order = _position_order(step.pieces, num_splits)
         if step.pad is not None:
             order.append(len(order))
-        batch = make_batch(self._names, self._pieces(step), copy=True)
+        batch = self._join(step, None)
         columns = []
         for column in batch.values():
             items = column.numpy() if isinstance(column, torch.Tensor) else column
             columns.append([items[i] for i in order])
-        self._finish(step)
         for values in zip(*columns, strict=True):
             yield dict(zip(self._names, values, strict=True))
 
-    def _pieces(self, step: Step) -> list[tuple[WindowData, int, int]]:
-        for request in step.opened:
-            if request.number != self._num_taken:
-                raise AssertionError(
-                    f"window {self._num_taken} is next, the step opens {request.number}"
-                )
-            self._windows[request.number] = self._take()
-            self._num_taken += 1
-        pieces = step.pieces if step.pad is None else (*step.pieces, step.pad)
-        return [(self._windows[p.request], p.start, p.stop) for p in pieces]
+    def _join(self, step: Step, allocate: Callable[[int], Block] | None) -> Batch:
+        """Copy a step's pieces together.
 
-    def _finish(self, step: Step) -> None:
-        for number in step.finished:
-            del self._windows[number]
-            self._release(number)
+        A window that ends within the step is let go before the next is taken, so that no
+        more windows are in hand than there are splits.
+        """
+        pieces = step.pieces if step.pad is None else (*step.pieces, step.pad)
+        last_use = {piece.request: i for i, piece in enumerate(pieces)}
+        num_rows = sum(piece.stop - piece.start for piece in pieces)
+        join: Join | None = None
+        for i, piece in enumerate(pieces):
+            window = self._window(step, piece.request)
+            join = join or Join(window, num_rows, allocate)
+            join.add(window, piece.start, piece.stop)
+            del window
+            if last_use[piece.request] == i and piece.request in step.finished:
+                self._finish([piece.request])
+        self._finish(step.finished)
+        assert join is not None
+        return join.batch(self._names)
+
+    def _window(self, step: Step, number: int) -> WindowData:
+        if number not in self._windows:
+            opened = any(request.number == number for request in step.opened)
+            if not opened or number != self._num_taken:
+                raise AssertionError(
+                    f"window {self._num_taken} is next, the step uses {number}"
+                )
+            self._windows[number] = self._take()
+            self._num_taken += 1
+        return self._windows[number]
+
+    def _finish(self, numbers: Iterable[int]) -> None:
+        for number in numbers:
+            if self._windows.pop(number, None) is not None:
+                self._release(number)
 
 
 def _position_order(pieces: Sequence[Piece], num_splits: int) -> list[int]:

@@ -8,48 +8,101 @@ view for a write into all), and torch.save() writes its rows, not the window.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.window import Block, GroupKind, WindowData, kind_of
 
 # What a batch holds for one column: a tensor, or a list of str or bytes.
 Column = torch.Tensor | list[Any]
 Batch = dict[str, Column]
 
+_ALIGNMENT = 64
 
-def make_batch(
-    names: Sequence[str],
-    pieces: Sequence[tuple[WindowData, int, int]],
-    *,
-    copy: bool,
-) -> Batch:
-    """Put the pieces of a batch together.
+
+def cut_batch(names: Sequence[str], window: WindowData, start: int, stop: int) -> Batch:
+    """Return rows [start, stop) of a window as a batch, without copying.
 
     Args:
-        names: The columns in the batch's order.
-        pieces: Window, first row, and one past the last row; at least one.
-        copy: Return memory of its own even for a single piece.
+        names: The columns and features in the batch's order.
+        window: The window.
+        start: First row.
+        stop: One past the last row.
 
     Returns:
-        Tensors of shape (rows, *row shape), each contiguous: on the window's memory for a
-        single piece, else copies. They keep that memory alive, so they may outlive the
-        window; those of different rows never overlap.
+        Tensors of shape (rows, *row shape), each contiguous, on the window's memory; a
+        feature has shape (rows, columns), each column contiguous. They keep that memory
+        alive, so they may outlive the window; those of different rows never overlap.
     """
-    first = pieces[0][0]
     found: Batch = {}
-    for i, group in enumerate(first.groups):
-        parts = [window.groups[i].data[:, start:stop] for window, start, stop in pieces]
-        joined = np.concatenate(parts, axis=1) if copy or len(parts) > 1 else parts[0]
-        for name, column in zip(group.names, joined, strict=True):
-            found[name] = torch.from_numpy(column)
-    for name in first.texts:
-        found[name] = [
-            text
-            for window, start, stop in pieces
-            for text in window.texts[name].slice(start, stop - start).to_pylist()
-        ]
+    for group in window.groups:
+        _deliver(kind_of(group), group.data[:, start:stop], found)
+    for name, text in window.texts.items():
+        found[name] = text.slice(start, stop - start).to_pylist()
     return {name: found[name] for name in names}
+
+
+class Join:
+    """A batch that is put together from several pieces, in memory of its own."""
+
+    def __init__(
+        self, like: WindowData, num_rows: int, allocate: Callable[[int], Block] | None
+    ) -> None:
+        """Make room.
+
+        Args:
+            like: A window with the same columns.
+            num_rows: Rows of the batch.
+            allocate: Gives one block for all columns; None gives each group its own, so
+                that a column that is kept for long keeps little else.
+        """
+        self._num_rows = 0
+        # Not the groups: the window must be free to go while the batch is joined.
+        self._kinds = [kind_of(group) for group in like.groups]
+        self._texts: dict[str, list[Any]] = {name: [] for name in like.texts}
+        shapes = [(len(g.names), num_rows, *g.shape) for g in like.groups]
+        self._arrays: list[NDArray[np.generic]] = []
+        if allocate is None:
+            pairs = zip(like.groups, shapes, strict=True)
+            self._arrays = [np.empty(s, dtype=g.data.dtype) for g, s in pairs]
+            return
+        sizes = [
+            int(np.prod(shape, dtype=np.int64)) * group.data.dtype.itemsize
+            for group, shape in zip(like.groups, shapes, strict=True)
+        ]
+        padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        block, at = allocate(sum(padded)), 0
+        for group, shape, size, step in zip(
+            like.groups, shapes, sizes, padded, strict=True
+        ):
+            part = block[at : at + size].view(group.data.dtype).reshape(shape)
+            self._arrays.append(part)
+            at += step
+
+    def add(self, window: WindowData, start: int, stop: int) -> None:
+        """Copy rows [start, stop) of a window to the batch's next rows."""
+        rows = slice(self._num_rows, self._num_rows + stop - start)
+        for array, group in zip(self._arrays, window.groups, strict=True):
+            array[:, rows] = group.data[:, start:stop]
+        for name, items in self._texts.items():
+            items += window.texts[name].slice(start, stop - start).to_pylist()
+        self._num_rows = rows.stop
+
+    def batch(self, names: Sequence[str]) -> Batch:
+        """Return the batch; see cut_batch."""
+        found: Batch = {**self._texts}
+        for kind, array in zip(self._kinds, self._arrays, strict=True):
+            _deliver(kind, array, found)
+        return {name: found[name] for name in names}
+
+
+def _deliver(kind: GroupKind, rows: NDArray[np.generic], found: Batch) -> None:
+    if kind.feature:
+        found[kind.feature] = torch.from_numpy(rows.T)
+        return
+    for name, column in zip(kind.names, rows, strict=True):
+        found[name] = torch.from_numpy(column)

@@ -1,4 +1,4 @@
-"""Which tensor form each Arrow type has: decided once, from the schema alone. Pure."""
+"""Which tensor form each column has: decided once, from the schema alone. Pure."""
 
 from __future__ import annotations
 
@@ -18,11 +18,15 @@ class Form:
         name: The column.
         dtype: NumPy dtype of the elements, as text; "" for Python objects (text, bytes).
         shape: Shape of one row: () or, for fixed-size lists, their lengths.
+        feature: The feature that the column is a part of; "" where it is delivered alone.
+        exact: Whether a cast to dtype must keep each integer exactly.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...] = ()
+    feature: str = ""
+    exact: bool = True
 
     @property
     def is_fixed(self) -> bool:

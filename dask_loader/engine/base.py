@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from dask_loader.read.task import WindowTask
-from dask_loader.transfer.slabs import SlabPool
 from dask_loader.transfer.window import WindowData
 
 Item = TypeVar("Item")
@@ -47,8 +47,12 @@ class Engine(Protocol):
         ...
 
     @property
-    def pool(self) -> SlabPool | None:
-        """Where its windows' blocks come from, if they are this process's own."""
+    def held_bytes(self) -> int:
+        """Bytes of this process that windows lie in, on their way, in hand or kept."""
+        ...
+
+    def cost(self, task: WindowTask) -> int:
+        """Return the bytes of this process that a task takes until it has arrived."""
         ...
 
     def slots(self) -> int:
@@ -73,9 +77,25 @@ class Engine(Protocol):
         """Ask for window `number` of a stream. Lower numbers are more urgent."""
         ...
 
+    def end(self, stream: int) -> None:
+        """Say that a stream asks for no more windows: its open files may be closed."""
+        ...
+
     def close(self) -> None:
         """Give up all windows and stop. Safe twice."""
         ...
+
+
+def chain_name(token: str, stream: int, task: WindowTask) -> WindowTask:
+    """Give a task's chain a name that no other stream has."""
+    if task.chain is None:
+        return task
+    return replace(task, chain=f"{chain_prefix(token, stream)}{task.chain}")
+
+
+def chain_prefix(token: str, stream: int) -> str:
+    """Return how the names of a stream's chains begin."""
+    return f"{token}/{stream}/"
 
 
 def describe_slices(task: WindowTask) -> str:

@@ -1,8 +1,14 @@
-"""The engine on a Dask cluster: one plain future for each window, direct from its worker.
+"""The engine on a Dask cluster: one plain future for each window.
 
-A future's data stay on the worker until they are handed over, then the future is released
-at once, so nothing piles up there. Two threads take finished windows over in order while
-the trainer works on earlier ones; more would only hold more memory.
+A worker on this host writes the window into memory that this process lends it (see
+transfer/shared.py), and the future's result is a word. From any other the window comes
+directly, as out-of-band buffers; its data stay on the worker until they are handed over,
+then the future is released at once, so nothing piles up there. Two threads take finished
+windows over in order while the trainer works on earlier ones; more would only hold more
+memory.
+
+Windows of a row group larger than a window go to one worker, which goes on where it
+stands in the row group. Should that worker be gone, any other begins anew.
 """
 
 from __future__ import annotations
@@ -13,18 +19,25 @@ import logging
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future as LocalFuture
 from concurrent.futures import ThreadPoolExecutor, wait
-from typing import Any
+from typing import Any, NamedTuple
 
 import distributed
 from distributed.comm.core import CommClosedError, connect
 from distributed.scheduler import KilledWorker
 
-from dask_loader.engine.base import Item, Result, describe_slices
+from dask_loader.engine.base import (
+    Item,
+    Result,
+    chain_name,
+    chain_prefix,
+    describe_slices,
+)
+from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
 from dask_loader.engine.where import Where
-from dask_loader.engine.worker import run_window
+from dask_loader.engine.worker import end_chains, probe, run_window
 from dask_loader.errors import (
     ClosedError,
     DaskLoaderError,
@@ -34,8 +47,14 @@ from dask_loader.errors import (
     WorkersMissingError,
 )
 from dask_loader.read.task import WindowTask
+from dask_loader.transfer.parcel import Parcel
+from dask_loader.transfer.shared import Loan, SlabName
 from dask_loader.transfer.slabs import SlabPool
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.texts import unpack_texts
+from dask_loader.transfer.window import WindowData, block_bytes, lay_out
+from dask_loader.transfer.writer import Outcome
+
+log = logging.getLogger(__name__)
 
 _CONNECT_TIMEOUT_S = 15.0
 # How often a wait looks around: long against a round trip (10 ms), short for a person.
@@ -46,17 +65,22 @@ _CLOSE_WAIT_S = 5.0
 # A hand-over that outlasts worker_timeout is begun again this often: its worker may have
 # died, and the window is being read once more.
 _MAX_HAND_OVERS = 5
+# A slab that a stopped worker holds is given up; the window is read again into another.
+_MAX_SLABS = 5
 
 
 class DaskEngine:
     """Runs windows as futures of its own client."""
 
-    def __init__(self, where: Where, *, worker_timeout_s: float) -> None:
+    def __init__(
+        self, where: Where, *, worker_timeout_s: float, memory_limit: int
+    ) -> None:
         """Connect.
 
         Args:
             where: The scheduler.
             worker_timeout_s: Longest time without any worker.
+            memory_limit: Bytes of slabs that workers of this host may be lent.
 
         Raises:
             SchedulerUnreachableError: Nobody answers there.
@@ -66,6 +90,10 @@ class DaskEngine:
         self._token = f"{os.getpid():x}{uuid.uuid4().hex[:8]}"
         self._stop = threading.Event()
         self._handing_over: set[LocalFuture[WindowData]] = set()
+        self._sharing = Sharing(memory_limit=memory_limit)
+        self._received = SlabPool(0)  # only counts what came over the comm
+        self._homes: dict[str, str] = {}  # worker of each chain
+        self._workers: dict[str, int] = {}  # their threads, when last asked
         self._client = _connect(where)
         self._executor = ThreadPoolExecutor(
             _HAND_OVER_THREADS, thread_name_prefix="dask-loader-hand-over"
@@ -77,9 +105,13 @@ class DaskEngine:
         return f"Dask cluster at {self._address}"
 
     @property
-    def pool(self) -> SlabPool | None:
-        """None: windows arrive in memory of their own."""
-        return None
+    def held_bytes(self) -> int:
+        """Bytes of slabs on loan or leased, and of windows that came over the comm."""
+        return self._sharing.used_bytes + self._received.leased_bytes
+
+    def cost(self, task: WindowTask) -> int:
+        """Return the window's bytes; what else a task takes is its worker's."""
+        return task.num_bytes
 
     def slots(self) -> int:
         """Return the threads of all workers; waits for a first worker."""
@@ -87,7 +119,8 @@ class DaskEngine:
         while True:
             threads = self._ask_threads()
             if threads:
-                return threads
+                self._sharing.learn(threads, self._ask_sharing)
+                return sum(threads.values())
             if waited_s >= self._worker_timeout_s:
                 raise self._no_workers(waited_s)
             self._stop.wait(_LOOK_AROUND_S)
@@ -110,16 +143,21 @@ class DaskEngine:
         """Ask for a window."""
         if self._stop.is_set():
             raise ClosedError("the dataset was closed while it was being read")
-        # The first part is what Dask's dashboard groups by.
-        key = (f"read-window-{self._token}", stream, number)
-        future = self._client.submit(
-            run_window, task, key=key, priority=-number, pure=False
-        )
-        pending = _Pending(future)
-        pending.taken = self._executor.submit(self._hand_over, future, task, pending)
+        task = chain_name(self._token, stream, task)
+        pending = _Pending()
+        begun = self._begin(task, pending, (stream, number))
+        pending.taken = self._executor.submit(self._hand_over, task, pending, begun)
         self._handing_over.add(pending.taken)
         pending.taken.add_done_callback(self._handing_over.discard)
         return pending
+
+    def end(self, stream: int) -> None:
+        """Let workers close the row groups that the stream was in the middle of."""
+        prefix = chain_prefix(self._token, stream)
+        chains = [name for name in list(self._homes) if name.startswith(prefix)]
+        workers = list({self._homes.pop(name, "") for name in chains} - {""})
+        if workers and not self._stop.is_set():
+            self._run_on(workers, end_chains, prefix)
 
     def close(self) -> None:
         """Stop waiting, and disconnect; the scheduler then forgets our futures."""
@@ -130,24 +168,132 @@ class DaskEngine:
         with _quiet(unless=self._client.status == "running"):
             self._client.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._sharing.close()
+
+    def _begin(
+        self, task: WindowTask, pending: _Pending, place: tuple[int, ...]
+    ) -> _Begun:
+        """Submit a task, with a slab if there is one."""
+        loan = self._sharing.lend(task)
+        home = self._home(task)
+        future = self._client.submit(
+            run_window,
+            task,
+            None if loan is None else loan.name,
+            # The first part is what Dask's dashboard groups by.
+            key=(f"read-window-{self._token}", *place),
+            priority=-place[1],
+            pure=False,
+            workers=home and [home],
+        )
+        pending.begun = _Begun(future, loan, place, home)
+        return pending.begun
+
+    def _home(self, task: WindowTask) -> str | None:
+        """Return the worker that reads a chain; None where any may read the window."""
+        if task.chain is None:
+            return None
+        home = self._homes.get(task.chain)
+        if home not in self._workers:
+            held = list(self._homes.values())
+            home = min(self._workers, key=held.count, default=None)
+        if home is not None:
+            self._homes[task.chain] = home
+        if not task.continues:
+            self._homes.pop(task.chain, None)
+        return home
 
     def _hand_over(
-        self, future: Any, task: WindowTask, pending: _Pending
+        self, task: WindowTask, pending: _Pending, begun: _Begun
     ) -> WindowData:
-        try:
-            window: WindowData = self._take(
-                future, describe_slices(task), pending.given_up
-            ).open()
+        what = describe_slices(task)
+        for attempt in range(_MAX_SLABS):
+            try:
+                found = self._take(begun.future, what, pending, begun.home)
+                window = self._accept(task, begun.loan, found)
+            except _HomeLostError:
+                window = None
+            finally:
+                begun.future.release()
+                if begun.loan is not None:
+                    begun.loan.give_back()
+            if window is not None:
+                return window
+            if pending.given_up.is_set() or self._stop.is_set():
+                raise ClosedError(f"{what} was given up")
+            begun = self._begin(task, pending, (*begun.place[:2], attempt + 1))
+        begun.future.release()
+        raise WindowError(
+            f"{what}: {_MAX_SLABS} Dask workers in turn stopped or left while they read "
+            f"it; see their logs, or set {HAND_OVER_VARIABLE}=comm to do without shared "
+            "memory"
+        )
+
+    def _accept(
+        self, task: WindowTask, loan: Loan | None, found: Parcel | Outcome
+    ) -> WindowData | None:
+        """Open what a task returned; None if it must be read again."""
+        if isinstance(found, Parcel):
+            window = found.open()
+            for group in window.groups:
+                self._received.count(group.block)
+            if loan is not None and window.texts:
+                texts = sum(int(text.nbytes) for text in window.texts.values())
+                self._sharing.texts_were(texts, task)
             return window
-        finally:
-            future.release()
+        assert loan is not None
+        accepted = loan.accept() if found is Outcome.DONE else None
+        if accepted is None:
+            loan.drop()
+            return None
+        block, packed = accepted
+        forms = task.options.forms
+        block = block[: block_bytes(forms, task.num_rows)]
+        window = WindowData(task.num_rows, lay_out(forms, task.num_rows, block))
+        window.home = loan.name
+        if len(packed):
+            window.texts = unpack_texts(packed)
+        return window
+
+    def _ask_sharing(self, slab: SlabName, workers: list[str]) -> Mapping[str, bool]:
+        return self._run_on(workers, probe, slab)
+
+    def _run_on(
+        self, workers: list[str], function: Callable[[Item], Result], item: Item
+    ) -> dict[str, Result]:
+        """Run a small function on workers at once, past their queues.
+
+        Returns:
+            The results of those that answered in time.
+        """
+        try:
+            answers = self._client.sync(
+                self._client._run,
+                function,
+                item,
+                workers=workers,
+                on_error="return",
+                callback_timeout=_ASK_TIMEOUT_S,
+            )
+        except Exception as error:  # tcp, tls and rpc failures have no common class
+            log.debug("no answer from %s: %s", workers, error)
+            return {}
+        return {
+            address: answer
+            for address, answer in answers.items()
+            if not isinstance(answer, BaseException)
+        }
 
     def _take(
-        self, future: Any, what: str, given_up: threading.Event | None = None
+        self,
+        future: Any,
+        what: str,
+        pending: _Pending | None = None,
+        home: str | None = None,
     ) -> Any:
         """Wait for a future with an eye on the cluster, then fetch it from its worker."""
         for _ in range(_MAX_HAND_OVERS):
-            self._await_done(future, what, given_up)
+            self._await_done(future, what, pending, home)
             try:
                 return future.result(timeout=self._worker_timeout_s)
             except (TimeoutError, distributed.TimeoutError):
@@ -165,22 +311,26 @@ class DaskEngine:
         )
 
     def _await_done(
-        self, future: Any, what: str, given_up: threading.Event | None
+        self, future: Any, what: str, pending: _Pending | None, home: str | None
     ) -> None:
         # Not distributed.wait(): it asks for a default client, and ours is none.
         done = threading.Event()
         future.add_done_callback(lambda _: done.set())
         lonely_s = 0.0
         while not done.wait(_LOOK_AROUND_S):
-            if self._stop.is_set() or (given_up is not None and given_up.is_set()):
+            given_up = pending is not None and pending.given_up.is_set()
+            if self._stop.is_set() or given_up:
                 raise ClosedError(f"{what} was given up")
-            lonely_s = 0.0 if self._ask_threads() else lonely_s + _LOOK_AROUND_S
+            workers = self._ask_threads()
+            if home is not None and workers and home not in workers:
+                raise _HomeLostError
+            lonely_s = 0.0 if workers else lonely_s + _LOOK_AROUND_S
             if lonely_s >= self._worker_timeout_s:
                 raise self._no_workers(lonely_s)
 
-    def _ask_threads(self) -> int:
+    def _ask_threads(self) -> dict[str, int]:
         try:
-            threads = self._client.sync(
+            threads: dict[str, int] = self._client.sync(
                 self._client.scheduler.ncores, callback_timeout=_ASK_TIMEOUT_S
             )
         except Exception as error:  # tcp, tls and rpc failures have no common class
@@ -189,7 +339,8 @@ class DaskEngine:
                 f"answer now ({type(error).__name__}: {error}); check that it runs, and "
                 "start again from the last state"
             ) from error
-        return sum(threads.values())
+        self._workers = {address: n for address, n in threads.items() if n}
+        return self._workers
 
     def _no_workers(self, waited_s: float) -> WorkersMissingError:
         return WorkersMissingError(
@@ -218,10 +369,21 @@ class DaskEngine:
         )
 
 
+class _HomeLostError(Exception):
+    """The one worker that was to read a window is gone."""
+
+
+class _Begun(NamedTuple):
+    future: Any
+    loan: Loan | None
+    place: tuple[int, ...]
+    home: str | None
+
+
 class _Pending:
-    def __init__(self, future: Any) -> None:
-        self._future = future
+    def __init__(self) -> None:
         self.given_up = threading.Event()
+        self.begun: _Begun
         self.taken: LocalFuture[WindowData]
 
     def result(self) -> WindowData:
@@ -230,8 +392,9 @@ class _Pending:
 
     def cancel(self) -> None:
         self.given_up.set()
-        self.taken.cancel()
-        self._future.release()
+        self.begun.future.release()
+        if self.taken.cancel() and self.begun.loan is not None:
+            self.begun.loan.give_back()
 
 
 def _connect(where: Where) -> Any:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+# A window that was larger than planned is remembered for about this many windows.
+_MEMORY_WINDOWS = 16
+
 
 class Flow:
     """Bounds the windows that are on their way or in hand.
 
     A window counts from its submission until its release: first with the bytes that the
-    plan reckons, from its arrival on with those it really has. One window is always
-    allowed, or a limit below a window would wait for ever.
+    plan reckons, corrected by what windows really had so far; from its arrival on with
+    those it has.
     """
 
     def __init__(self, *, max_bytes: int, max_tasks: int) -> None:
@@ -16,6 +19,8 @@ class Flow:
         self._max_tasks = max_tasks
         self._on_the_way: dict[int, int] = {}
         self._in_hand: dict[int, int] = {}
+        self._planned: dict[int, int] = {}
+        self._excess = 1.0  # real bytes over planned bytes, of late
 
     @property
     def num_tasks(self) -> int:
@@ -27,22 +32,38 @@ class Flow:
         """Bytes of all windows on their way and in hand."""
         return sum(self._on_the_way.values()) + sum(self._in_hand.values())
 
-    def may_submit(self, num_bytes: int) -> bool:
-        """Whether a window of so many bytes may be submitted now."""
-        if not self._on_the_way:
+    def may_submit(self, num_bytes: int, *, kept_bytes: int = 0) -> bool:
+        """Whether a window may be submitted before anyone waits for it.
+
+        The first one always may. One that the consumer waits for, with nothing on the
+        way, must be submitted whatever the answer, or it would wait for ever.
+
+        Args:
+            num_bytes: As the plan reckons them.
+            kept_bytes: Of released windows that somebody still looks at.
+        """
+        if not self._on_the_way and not self._in_hand:
             return True
-        fits = self.num_bytes + num_bytes <= self._max_bytes
+        size = self._corrected(num_bytes)
+        fits = self.num_bytes + kept_bytes + size <= self._max_bytes
         return fits and self.num_tasks < self._max_tasks
 
     def submitted(self, number: int, num_bytes: int) -> None:
         """Count a window as on its way."""
-        self._on_the_way[number] = num_bytes
+        self._planned[number] = num_bytes
+        self._on_the_way[number] = self._corrected(num_bytes)
 
     def arrived(self, number: int, num_bytes: int) -> None:
         """Count a window as in hand, with the bytes that it really has."""
         del self._on_the_way[number]
         self._in_hand[number] = num_bytes
+        seen = num_bytes / max(1, self._planned.pop(number))
+        fading = self._excess + (seen - self._excess) / _MEMORY_WINDOWS
+        self._excess = max(seen, fading, 1.0)
 
     def released(self, number: int) -> None:
         """Forget a window in hand."""
         del self._in_hand[number]
+
+    def _corrected(self, num_bytes: int) -> int:
+        return int(num_bytes * self._excess)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dask_loader.engine.base import Engine, Pending
 from dask_loader.engine.flow import Flow
@@ -20,6 +20,11 @@ _MIN_TASKS = 3
 
 # Tells the streams of this process apart in the names of their tasks.
 _serials = itertools.count()
+
+
+def _nothing_kept(num_bytes: int) -> int:
+    del num_bytes
+    return 0
 
 
 class WindowStream:
@@ -38,6 +43,7 @@ class WindowStream:
         num_sharing: int,
         max_bytes: int,
         meter: Meter,
+        kept_bytes: Callable[[int], int] = _nothing_kept,
     ) -> None:
         """Start reading.
 
@@ -45,14 +51,17 @@ class WindowStream:
             engine: Runs the tasks.
             tasks: In order of need; drawn lazily.
             num_sharing: Consumers that share the engine's slots.
-            max_bytes: Decoded bytes on the way and in hand.
+            max_bytes: Decoded bytes on the way, in hand, and kept.
             meter: Counts.
+            kept_bytes: Told the bytes on the way and in hand, returns those of released
+                windows that somebody still looks at.
         """
         self._engine = engine
         self._tasks = enumerate(tasks)
         self._next = next(self._tasks, None)
         self._serial = next(_serials)
         self._meter = meter
+        self._kept_bytes = kept_bytes
         self._pending: deque[tuple[int, Pending]] = deque()
         # With no task at all, no Dask worker need exist.
         slots = engine.slots() if self._next is not None else 1
@@ -68,7 +77,7 @@ class WindowStream:
     @property
     def exhausted(self) -> bool:
         """Whether all windows were taken."""
-        return not self._pending
+        return not self._pending and self._next is None
 
     def take(self) -> WindowData:
         """Return the next window; waits for it. There must be one: see exhausted.
@@ -76,6 +85,8 @@ class WindowStream:
         Raises:
             DaskLoaderError: It cannot be read.
         """
+        if not self._pending:
+            self._submit_next()
         number, pending = self._pending.popleft()
         began = time.perf_counter()
         try:
@@ -98,13 +109,21 @@ class WindowStream:
         while self._pending:
             self._pending.popleft()[1].cancel()
         self._next = None
+        self._engine.end(self._serial)
 
     def _submit(self) -> None:
         while self._next is not None:
-            number, task = self._next
-            if not self._flow.may_submit(task.num_bytes):
+            num_bytes = self._flow.num_bytes
+            kept = self._kept_bytes(num_bytes)
+            cost = self._engine.cost(self._next[1])
+            if not self._flow.may_submit(cost, kept_bytes=kept):
                 return
-            pending = self._engine.submit(task, stream=self._serial, number=number)
-            self._pending.append((number, pending))
-            self._flow.submitted(number, task.num_bytes)
-            self._next = next(self._tasks, None)
+            self._submit_next()
+
+    def _submit_next(self) -> None:
+        assert self._next is not None
+        number, task = self._next
+        pending = self._engine.submit(task, stream=self._serial, number=number)
+        self._pending.append((number, pending))
+        self._flow.submitted(number, self._engine.cost(task))
+        self._next = next(self._tasks, None)

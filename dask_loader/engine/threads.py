@@ -6,13 +6,21 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
-from dask_loader.engine.base import Item, Result, describe_slices
+from dask_loader.engine.base import (
+    Item,
+    Result,
+    chain_name,
+    chain_prefix,
+    describe_slices,
+)
 from dask_loader.errors import ClosedError, DaskLoaderError, WindowError
+from dask_loader.read.chains import Chain, Chains
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.task import WindowTask
-from dask_loader.read.window import read_window
+from dask_loader.read.window import read_window, scratch_bytes
+from dask_loader.transfer.shared import SharedPool
 from dask_loader.transfer.slabs import SlabPool
-from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.window import Block, WindowData
 
 # Decoding scales with cores, but the trainer's process needs some and each thread holds
 # a window.
@@ -22,17 +30,26 @@ _MAX_THREADS = 16
 class ThreadsEngine:
     """Decodes with Arrow in threads, which leave the GIL while they decode."""
 
-    def __init__(self, *, memory_limit: int, local_world_size: int) -> None:
+    def __init__(
+        self,
+        *,
+        memory_limit: int,
+        local_world_size: int,
+        shared: SharedPool | None = None,
+    ) -> None:
         """Make the threads; they start with the first task.
 
         Args:
             memory_limit: Bytes of slabs that may be kept for use again.
             local_world_size: Ranks on this host, which share its cores.
+            shared: Where windows lie that another process is to see; closed with this.
         """
         cores = len(os.sched_getaffinity(0)) // local_world_size
         self._num_threads = max(1, min(cores, _MAX_THREADS))
         self._pool = SlabPool(memory_limit)
+        self._shared = shared
         self._files = OpenFiles()
+        self._chains = Chains(self._files)
         self._closed = False
         self._executor = ThreadPoolExecutor(
             self._num_threads, thread_name_prefix="dask-loader-read"
@@ -44,9 +61,14 @@ class ThreadsEngine:
         return f"{self._num_threads} threads in this process"
 
     @property
-    def pool(self) -> SlabPool:
-        """Where blocks come from."""
-        return self._pool
+    def held_bytes(self) -> int:
+        """Bytes of slabs that somebody looks at or writes."""
+        shared = 0 if self._shared is None else self._shared.used_bytes
+        return self._pool.leased_bytes + shared
+
+    def cost(self, task: WindowTask) -> int:
+        """Return the window's bytes and those that wait to be mixed."""
+        return task.num_bytes + scratch_bytes(task)
 
     def slots(self) -> int:
         """Return the number of threads."""
@@ -68,23 +90,53 @@ class ThreadsEngine:
 
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
         """Queue a window; threads take them in order."""
-        del stream, number
+        del number
         if self._closed:
             raise ClosedError("the dataset was closed while it was being read")
-        future = self._executor.submit(read_window, task, self._files, self._pool.lease)
-        return _Pending(task, future)
+        task = chain_name("", stream, task)
+        chain = self._chains.enter(task)
+        future = self._executor.submit(self._read, task, chain)
+        return _Pending(task, future, self._chains)
+
+    def end(self, stream: int) -> None:
+        """Close the row groups that the stream was in the middle of."""
+        self._chains.end(chain_prefix("", stream))
 
     def close(self) -> None:
         """Stop the threads, after the window each of them is at."""
         self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._chains.drop_idle()
         self._files.close()
+        if self._shared is not None:
+            self._shared.close()
+
+    def _read(self, task: WindowTask, chain: Chain | None) -> WindowData:
+        shared = self._shared
+        try:
+            if shared is None:
+                return read_window(task, self._files, self._pool.lease, chain)
+            home = None
+
+            def allocate(num_bytes: int) -> Block:
+                nonlocal home
+                block, home = shared.lease_new(num_bytes)
+                return block
+
+            window = read_window(task, self._files, allocate, chain)
+            window.home = home
+            return window
+        finally:
+            self._chains.leave(task)
 
 
 class _Pending:
-    def __init__(self, task: WindowTask, future: Future[WindowData]) -> None:
+    def __init__(
+        self, task: WindowTask, future: Future[WindowData], chains: Chains
+    ) -> None:
         self._task = task
         self._future = future
+        self._chains = chains
 
     def result(self) -> WindowData:
         # No deadline of our own: a thread of this process decodes or raises. (Reads from
@@ -100,4 +152,5 @@ class _Pending:
             ) from error
 
     def cancel(self) -> None:
-        self._future.cancel()
+        if self._future.cancel():  # else its thread leaves the chain
+            self._chains.leave(self._task)

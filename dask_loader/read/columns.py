@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dask_loader.read.cast import cast_into
+
 
 class Flat(NamedTuple):
     """The elements of an array without their nesting.
@@ -52,23 +54,30 @@ def flatten(array: pa.Array) -> Flat:
     return Flat(inner.values, valid, array.null_count + inner.null_count)
 
 
-def copy_fixed(array: pa.Array, out: NDArray[np.generic], fill: Any | None) -> int:
-    """Copy an array into out, putting fill in place of nulls.
+def copy_fixed(
+    array: pa.Array, out: NDArray[np.generic], fill: Any | None, *, exact: bool = True
+) -> int:
+    """Copy an array into out, casting it to out's dtype, with fill in place of nulls.
 
     Args:
         array: Numbers, bool, time-like, or fixed-size lists of them.
-        out: One row for each of the array's, shape (rows, *row shape).
+        out: One row for each of the array's, shape (rows, *row shape), contiguous.
         fill: Value for nulls; None where they are not allowed.
+        exact: Refuse integers that out's dtype can only hold rounded.
 
     Returns:
         Nulls found; if there are any and fill is None, out is undefined.
+
+    Raises:
+        MisfitError: A number does not fit out's dtype; the text says which.
     """
     flat = flatten(array)
     if flat.null_count and fill is None:
         return flat.null_count
-    np.copyto(out.reshape(-1), flat.values, casting="same_kind")
+    flat_out = out.reshape(-1)
+    cast_into(flat.values, flat_out, valid=flat.valid, exact=exact)
     if flat.valid is not None:
-        np.copyto(out.reshape(-1), np.array(fill).astype(out.dtype), where=~flat.valid)
+        np.copyto(flat_out, np.array(fill).astype(out.dtype), where=~flat.valid)
     return flat.null_count
 
 

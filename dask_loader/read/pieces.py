@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import pyarrow as pa
@@ -21,6 +21,8 @@ _MAX_PIECE_ROWS = 1 << 20
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 # Columns that are decoded by one call together take about this much.
 _BUNDLE_BYTES = 8 << 20
+# What waits to be mixed takes at most about this much, whatever the size of row groups.
+_MIXED_BYTES = 24 << 20
 # Where the width of a row is not known (text), as pyarrow's own default.
 _TEXT_ROW_BYTES = 256
 
@@ -68,22 +70,34 @@ def open_slice(
         yield file
 
 
-def bundles(options: ReadOptions, num_rows: int) -> list[tuple[Form, ...]]:
+def bundles(
+    options: ReadOptions, *, group_rows: int, window_rows: int, mixed: bool
+) -> list[tuple[Form, ...]]:
     """Divide the columns into those that are decoded together.
 
     One by one would be best for the cache and the allocator, but between two calls a
     reader must get hold of the interpreter, and a busy training loop makes it wait. Filters
     need all columns at once.
+
+    Args:
+        options: Has the columns.
+        group_rows: Rows that one call decodes.
+        window_rows: Rows of the window.
+        mixed: Whether the bundle's part of the whole window waits to be mixed.
     """
     if options.expression is not None:
         return [options.forms]
     found: list[list[Form]] = []
     room = 0
+    limit = _BUNDLE_BYTES
+    if mixed:
+        share = _MIXED_BYTES * group_rows // max(1, window_rows)
+        limit = max(1, min(limit, share))
     for form in options.forms:
-        size = (form.row_bytes or _TEXT_ROW_BYTES) * num_rows
+        size = (form.row_bytes or _TEXT_ROW_BYTES) * group_rows
         if size > room or not found:
             found.append([])
-            room = _BUNDLE_BYTES
+            room = limit
         found[-1].append(form)
         room -= size
     return [tuple(bundle) for bundle in found]
@@ -97,26 +111,50 @@ def table_pieces(
     Raises:
         BadFileError: They cannot be decoded, or rows are missing.
     """
+    position = 0
+    for table in kept_tables(file, task, options, forms):
+        low = max(task.start - position, 0)
+        high = min(task.stop - position, table.num_rows)
+        if low < high:
+            yield table.slice(low, high - low)
+        position += table.num_rows
+        if position >= task.stop:
+            return
+    require_rows(task, position)
+
+
+def kept_tables(
+    file: pq.ParquetFile,
+    task: SliceTask,
+    options: ReadOptions,
+    forms: Sequence[Form],
+    *,
+    max_rows: int = _MAX_PIECE_ROWS,
+) -> Generator[pa.Table, None, None]:
+    """Yield all kept rows of a slice's row group, a bounded number at a time.
+
+    Args:
+        file: The slice's.
+        task: The slice.
+        options: Has the filters.
+        forms: The columns.
+        max_rows: Rows that are decoded at once, before filtering.
+
+    Raises:
+        BadFileError: They cannot be decoded.
+    """
     names = [form.name for form in forms]
     ranges = leaf_ranges(file.schema_arrow)
     wanted = [n for n in ranges if n in {*names, *options.filter_columns}]
     leaves = [leaf for name in wanted for leaf in ranges[name]]
     row_bytes = sum(form.row_bytes for form in forms)
-    limit = _piece_rows(file, task.row_group, leaves, row_bytes)
+    limit = min(max_rows, _piece_rows(file, task.row_group, leaves, row_bytes))
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    position = 0
     for table in (_whole if whole else _batches)(file, task, leaves, limit):
         if options.expression is not None:
             table = table.filter(options.expression)
-        low = max(task.start - position, 0)
-        high = min(task.stop - position, table.num_rows)
-        if low < high:
-            yield table.select(names).slice(low, high - low)
-        position += table.num_rows
-        if position >= task.stop:
-            return
-    _require_rows(task, position)
+        yield table.select(names)
 
 
 def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> int:
@@ -182,7 +220,8 @@ def _plain_text(table: pa.Table) -> pa.Table:
     return table
 
 
-def _require_rows(task: SliceTask, position: int) -> None:
+def require_rows(task: SliceTask, position: int) -> None:
+    """Raise if a row group gave fewer rows than planned."""
     if position < task.stop:
         raise BadFileError(
             f"row group {task.row_group} of {task.path!r} gave {position} rows where "

@@ -16,7 +16,8 @@ class ReadOptions:
 
     Attributes:
         storage: Where the files lie.
-        forms: The columns to deliver, in order.
+        forms: The columns to deliver, in order, as they are delivered: cast, and those of
+            a feature together.
         nulls: What becomes of nulls.
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
@@ -64,6 +65,9 @@ class WindowTask:
         num_rows: Rows of all slices.
         key: Key of the permutation that mixes the rows; None keeps their order.
         num_bytes: Decoded bytes, as the plan reckons them.
+        chain: Names the run of windows that this one belongs to: those of one split in one
+            row group larger than a window, each a single slice. None if it is none.
+        continues: Whether the chain has a next window.
     """
 
     options: ReadOptions
@@ -71,3 +75,5 @@ class WindowTask:
     num_rows: int
     key: tuple[object, ...] | None
     num_bytes: int
+    chain: str | None = None
+    continues: bool = False

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from dask_loader.transfer.texts import pack_texts, unpack_texts
-from dask_loader.transfer.window import WindowData, make_group
+from dask_loader.transfer.window import GroupKind, WindowData, kind_of, make_group
 
 _DUMMY_BYTES = 8
 
@@ -40,27 +40,30 @@ class Parcel:
     def __reduce_ex__(self, protocol: Any) -> tuple[Callable[..., Parcel], Any]:
         """Take the buffers out of band."""
         window = self._window
-        shapes = [(g.names, g.dtype, g.shape) for g in window.groups]
+        kinds = [kind_of(group) for group in window.groups]
         wrap = pickle.PickleBuffer if protocol >= 5 else bytes
         buffers: list[Any] = [wrap(bytearray(_DUMMY_BYTES))]
         buffers += [wrap(group.block.data) for group in window.groups]
         if window.texts:
             buffers.append(wrap(pack_texts(window.texts)))
-        return _rebuild, (window.num_rows, shapes, bool(window.texts), buffers)
+        return _rebuild, (window.num_rows, kinds, bool(window.texts), buffers)
 
 
 def _rebuild(
     num_rows: int,
-    shapes: list[tuple[tuple[str, ...], str, tuple[int, ...]]],
+    kinds: list[GroupKind],
     has_texts: bool,
     buffers: list[Any],
 ) -> Parcel:
     window = WindowData(num_rows)
-    for (names, dtype, shape), buffer in zip(shapes, buffers[1:], strict=False):
+    for kind, buffer in zip(kinds, buffers[1:], strict=False):
         block = np.frombuffer(buffer, dtype=np.uint8)
-        if not block.flags.writeable or block.ctypes.data % np.dtype(dtype).alignment:
+        if (
+            not block.flags.writeable
+            or block.ctypes.data % np.dtype(kind.dtype).alignment
+        ):
             block = block.copy()
-        window.groups.append(make_group(names, dtype, shape, num_rows, block))
+        window.groups.append(make_group(kind, num_rows, block))
     if has_texts:
         window.texts = unpack_texts(buffers[-1])
     return Parcel(window)

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import mmap
 import threading
+import time
 import weakref
 from collections import deque
 
@@ -35,8 +36,23 @@ class SlabPool:
         self._lock = threading.Lock()
         self._free: deque[mmap.mmap] = deque()
         self._owned_bytes = 0
+        self._used_s = time.monotonic()
         self._beyond_bytes = 0  # of blocks beyond max_bytes, and what came back of them
         self._given_back: deque[int] = deque()
+
+    def drop_idle(self, older_than_s: float) -> None:
+        """Free the memory that is not leased, unless some was leased since."""
+        with self._lock:
+            if self._used_s <= time.monotonic() - older_than_s:
+                while self._free:
+                    self._owned_bytes -= len(self._free.popleft())
+
+    def count(self, block: Block) -> None:
+        """Count a block that came from elsewhere as leased for as long as it lives."""
+        num_bytes = block.nbytes
+        with self._lock:
+            self._beyond_bytes += num_bytes
+        weakref.finalize(block, self._given_back.append, num_bytes).atexit = False
 
     @property
     def owned_bytes(self) -> int:
@@ -59,9 +75,7 @@ class SlabPool:
         slab = self._take(num_bytes)
         if slab is None:
             block = np.empty(num_bytes, dtype=np.uint8)
-            with self._lock:
-                self._beyond_bytes += num_bytes
-            weakref.finalize(block, self._given_back.append, num_bytes).atexit = False
+            self.count(block)
             return block
         lease = np.frombuffer(slab, dtype=np.uint8, count=num_bytes)
         weakref.finalize(lease, self._free.append, slab).atexit = False
@@ -69,6 +83,7 @@ class SlabPool:
 
     def _take(self, num_bytes: int) -> mmap.mmap | None:
         with self._lock:
+            self._used_s = time.monotonic()
             for _ in range(len(self._free)):
                 slab = self._free.popleft()
                 if len(slab) >= num_bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +37,7 @@ class ColumnGroup:
         names: The columns.
         dtype: Theirs, as text.
         shape: Shape of one row.
+        feature: Under which they are delivered together; "" for each alone.
         block: uint8, aligned, writable; the columns one after the other, each padded. It
             belongs to whoever holds the window: nobody else reads or writes it.
         data: View on the block, shape (columns, rows, *row shape); each column contiguous.
@@ -44,6 +46,7 @@ class ColumnGroup:
     names: tuple[str, ...]
     dtype: str
     shape: tuple[int, ...]
+    feature: str
     block: Block
     data: NDArray[np.generic]
 
@@ -56,11 +59,13 @@ class WindowData:
         num_rows: Rows in each column.
         groups: The fixed-width columns.
         texts: Text and binary columns, immutable.
+        home: Names the shared slab that the groups lie in; None for private memory.
     """
 
     num_rows: int
     groups: list[ColumnGroup] = field(default_factory=list)
     texts: dict[str, pa.Array] = field(default_factory=dict)
+    home: Any = None
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:
@@ -96,24 +101,32 @@ def lay_out(forms: Sequence[Form], num_rows: int, block: Block) -> list[ColumnGr
         form = members[0]
         stop = start + len(members) * _padded(form.row_bytes * num_rows)
         names = tuple(member.name for member in members)
-        part = block[start:stop]
-        groups.append(make_group(names, form.dtype, form.shape, num_rows, part))
+        kind = GroupKind(names, form.dtype, form.shape, form.feature)
+        groups.append(make_group(kind, num_rows, block[start:stop]))
         start = stop
     return groups
 
 
-def make_group(
-    names: tuple[str, ...],
-    dtype: str,
-    shape: tuple[int, ...],
-    num_rows: int,
-    block: Block,
-) -> ColumnGroup:
+class GroupKind(NamedTuple):
+    """What tells how a group's block is to be read; see ColumnGroup."""
+
+    names: tuple[str, ...]
+    dtype: str
+    shape: tuple[int, ...]
+    feature: str
+
+
+def kind_of(group: ColumnGroup) -> GroupKind:
+    """Return a group's kind."""
+    return GroupKind(group.names, group.dtype, group.shape, group.feature)
+
+
+def make_group(kind: GroupKind, num_rows: int, block: Block) -> ColumnGroup:
     """Put a group over its block."""
-    columns = block.view(dtype).reshape(len(names), -1)
-    items = num_rows * int(np.prod(shape, dtype=np.int64))
-    data = columns[:, :items].reshape(len(names), num_rows, *shape)
-    return ColumnGroup(names, dtype, shape, block, data)
+    columns = block.view(kind.dtype).reshape(len(kind.names), -1)
+    items = num_rows * int(np.prod(kind.shape, dtype=np.int64))
+    data = columns[:, :items].reshape(len(kind.names), num_rows, *kind.shape)
+    return ColumnGroup(*kind, block, data)
 
 
 def _grouped(forms: Sequence[Form]) -> Iterator[list[Form]]:
@@ -123,12 +136,14 @@ def _grouped(forms: Sequence[Form]) -> Iterator[list[Form]]:
     for _, members in groupby(fixed, key=_kind):
         alike = list(members)
         share = int(row_bytes * _MAX_GROUP_SHARE) // max(1, alike[0].row_bytes)
+        if alike[0].feature:
+            share = len(alike)  # a feature is one array, whatever its size
         for i in range(0, len(alike), max(1, share)):
             yield alike[i : i + max(1, share)]
 
 
-def _kind(form: Form) -> tuple[str, tuple[int, ...]]:
-    return form.dtype, form.shape
+def _kind(form: Form) -> tuple[str, str, tuple[int, ...]]:
+    return form.feature, form.dtype, form.shape
 
 
 def _padded(num_bytes: int) -> int:

@@ -43,7 +43,7 @@ def make_engine(request) -> Callable[[], Engine]:
     if request.param == "threads":
         return of_threads
     address = request.getfixturevalue("local_cluster").address
-    return lambda: DaskEngine(Where(address), worker_timeout_s=60)
+    return lambda: DaskEngine(Where(address), worker_timeout_s=60, memory_limit=1 << 28)
 
 
 @pytest.fixture
