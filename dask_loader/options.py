@@ -58,9 +58,9 @@ class DatasetOptions:
                 "drop_last=True needs a batch_size: with batch_size=None rows come one "
                 "by one, and torch's DataLoader has a drop_last of its own"
             )
-        if not self.footer_cache and self.footer_cache is not False:
-            raise ConfigError("footer_cache='' names no folder; False is for no cache")
-        if not isinstance(self.footer_cache, bool | str | os.PathLike):
+        if not isinstance(self.footer_cache, bool | str | os.PathLike) or (
+            self.footer_cache == ""
+        ):
             raise ConfigError(
                 f"footer_cache={self.footer_cache!r} must be True, False or a folder"
             )

@@ -333,6 +333,9 @@ def test_a_wrong_filter(write: Write, filters: Any, text: str) -> None:
         ),
         ("worker_timeout", float("nan"), "is not a duration"),
         ("worker_timeout", None, "is not a duration"),
+        ("footer_cache", None, "must be True, False or a folder"),
+        ("footer_cache", 0, "must be True, False or a folder"),
+        ("footer_cache", "", "must be True, False or a folder"),
     ],
 )
 def test_an_option_out_of_range_is_named_with_its_value(

@@ -187,7 +187,7 @@ def _pack(table: pa.Table) -> bytes:
     options = pa.ipc.IpcWriteOptions(compression=codec)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
-    payload = sink.getvalue().to_pybytes()
+    payload: bytes = sink.getvalue().to_pybytes()
     return _MAGIC + _checksum(payload) + payload
 
 

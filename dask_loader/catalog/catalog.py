@@ -190,6 +190,11 @@ def make_catalog(
     num_rows = _items(footers["num_rows"])
     survives = footers["survives"].combine_chunks().flatten()
     ends = np.cumsum(counts)
+    nulls = {
+        form.name: _items(footers[null_column(form.name)], counts)
+        for form in query.forms
+        if null_column(form.name) in footers.column_names
+    }
     return Catalog(
         storage=query.storage,
         files=files,
@@ -203,11 +208,8 @@ def make_catalog(
         num_rows=num_rows,
         num_bytes=_items(footers["num_bytes"]),
         num_kept=num_rows * survives.to_numpy(zero_copy_only=False),
-        null_counts={
-            form.name: _items(footers[null_column(form.name)], counts)
-            for form in query.forms
-            if null_column(form.name) in footers.column_names
-        },
+        # The cache may have had other files beside these.
+        null_counts={name: found for name, found in nulls.items() if found.any()},
     )
 
 

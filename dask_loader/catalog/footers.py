@@ -146,8 +146,8 @@ def parse_footers(
             columns[name].append(value)
     table = pa.table(columns, schema=_FIXED)
     for name, by_row in nulls.items():
-        counts = [by_row.get(row) for row in range(len(table))]
-        table = table.append_column(null_column(name), pa.array(counts, _INTS))
+        by_file = pa.array([by_row.get(row) for row in range(len(table))], _INTS)
+        table = table.append_column(null_column(name), by_file)
     return table
 
 

@@ -271,3 +271,17 @@ def test_storage_options_must_be_a_dict_with_text_keys(
         ConfigError, match="storage_options must be a dict with text keys"
     ):
         discover(write("a.parquet"), options)
+
+
+def test_a_remote_listing_is_asked_anew_and_kept_as_far_as_it_speaks(
+    memory: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(memory, "invalidate_cache", lambda *path: asked.append(path))
+    found = discover("memory:///data")
+    assert asked == [()]
+    assert set(found.listed) == set(found.paths)
+    for path, sight in found.listed.items():
+        # Its times differ in form from those of a look, and so will not be believed.
+        assert sight.stamp.num_bytes == found.storage.stamp(path).num_bytes
+    assert discover("memory:///data/k=1/a.parquet").listed == {}

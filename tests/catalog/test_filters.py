@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dask_loader.catalog.catalog import Catalog
-from dask_loader.catalog.filters import filter_columns, make_filter
+from dask_loader.catalog.filters import filter_columns, filter_text, make_filter
 from dask_loader.errors import ColumnError, ConfigError
 
 Write = Callable[..., str]
@@ -215,3 +215,36 @@ def test_no_row_that_the_filters_keep_lies_in_a_row_group_ruled_out(
         parts = [table.slice(i, rows) for i in range(0, len(items), rows)]
         needed = {i for i, part in enumerate(parts) if part.filter(expression).num_rows}
         assert needed <= survivors, name
+
+
+def test_filters_that_differ_have_texts_that_differ() -> None:
+    one, two = ("day", "=", 1), ("city", "=", "a")
+    many = list(range(100))
+    texts = []
+    for filters in (
+        None,
+        [one],
+        [one, two],
+        [[one], [two]],
+        [[one, two], [two]],
+        [[one], [two, two]],
+        [("day", "in", [1, 2])],
+        [("day", "in", (2, 1))],
+        [("day", "in", many)],
+        [("day", "in", [*many[:50], 500, *many[51:]])],
+        pc.field("day").isin(many),
+        pc.field("day").isin([*many[:50], 500, *many[51:]]),
+    ):
+        expression = make_filter(filters, TABLE.schema, path="/f")
+        texts.append(filter_text(filters, expression, TABLE.schema))
+    assert len(set(texts)) == len(texts)
+
+
+def test_filters_that_are_the_same_have_the_same_text() -> None:
+    def text(filters: Any) -> str:
+        expression = make_filter(filters, TABLE.schema, path="/f")
+        return filter_text(filters, expression, TABLE.schema)
+
+    one, two = ("day", "=", 1), ("city", "=", "a")
+    assert text([one, two]) == text([[one, two]])
+    assert text([("city", "in", {"a", "b"})]) == text([("city", "in", {"b", "a"})])

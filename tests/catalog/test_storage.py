@@ -12,7 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from dask_loader.catalog.storage import Stamp, Storage, make_storage
+from dask_loader.catalog.storage import (
+    SETTLED_NS,
+    Stamp,
+    Storage,
+    make_storage,
+    sight_of,
+)
 from dask_loader.errors import DataChangedError
 
 Write = Callable[..., str]
@@ -99,3 +105,21 @@ def test_a_storage_pickles_and_opens_one_file_system_a_process() -> None:
     assert pickle.loads(pickle.dumps(storage)) == storage
     assert storage == make_storage("memory", {"a": "x", "b": 1})
     assert storage.arrow() is storage.arrow()
+
+
+def test_an_identity_is_only_what_no_other_content_ever_has(
+    write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sight_of({"size": 3, "ETag": '"e"', "LastModified": "t"}).identity
+    assert not sight_of({"size": 3, "LastModified": "t"}).identity
+    assert not sight_of({"size": 3}).identity
+    path = write("a.parquet")
+    now = max(os.stat(path).st_ctime_ns, os.stat(path).st_mtime_ns)
+    for age_ns, known in ((SETTLED_NS - 1, False), (SETTLED_NS, True)):
+        monkeypatch.setattr("time.time_ns", lambda age=age_ns: now + age)
+        assert bool(LOCAL.look(path).identity) is known
+    known = LOCAL.look(path)
+    os.utime(path, ns=(now, now))
+    again = max(os.stat(path).st_ctime_ns, os.stat(path).st_mtime_ns)
+    monkeypatch.setattr("time.time_ns", lambda: again + SETTLED_NS)
+    assert LOCAL.look(path).identity not in ("", known.identity)
