@@ -365,10 +365,7 @@ class ParquetDataset(IterableDataset[Any]):
             finally:
                 self._meter.add("wait_s", time.perf_counter() - began)
 
-        try:
-            yield from self._pipeline().cut(run, metered)
-        finally:
-            forget_slabs()
+        return self._pipeline().cut(run, metered)
 
     def counted(
         self, run: Run, batches: Generator[Any, None, None]

@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from typing import Any
 
+import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import get_worker_info
 
+from dask_loader.batch.device import (
+    Backend,
+    copy_ahead,
+    copy_each,
+    make_backend,
+    resolve_device,
+)
 from dask_loader.batch.epochs import Announcement
+from dask_loader.batch.pinned import PinnedBlocks, empty_pinned, pin_copy
 from dask_loader.batch.shared import SentError, receive
+from dask_loader.batch.tensors import Batch
 from dask_loader.dataset import ParquetDataset
 from dask_loader.errors import ConfigError
+from dask_loader.progress import require_rich, show_progress
+from dask_loader.run import Run
 from dask_loader.transfer.window import WindowData
 
 
@@ -22,16 +36,29 @@ class DataLoader(TorchDataLoader[Any]):
     the training step runs. With workers, these read whole windows in turn and batches are
     cut here, so that the batches and their order are the same for any num_workers.
 
+    With device="cuda" the next batches are copied there while the step runs. They may be
+    used on the stream that is current when they are asked for, as if they had been made on
+    it. state_dict() counts the batches handed out, not those copied ahead.
+
     Args:
         dataset: With a batch_size.
         num_workers: DataLoader worker processes.
+        pin_memory: Whether host memory is pinned. With a device: what is copied from; None
+            is True for CUDA. Without one: the batches handed out, which are copies then;
+            None is False.
+        device: Where the tensors shall be: "cuda", "cuda:1", a torch.device; None leaves
+            them in host memory. Text stays a list.
+        prefetch_batches: Batches copied to the device ahead of the one handed out. It also
+            bounds the steps that are queued on the device: asking for a batch waits for
+            the step of so many batches ago.
+        progress: Draw a progress bar on rank 0's stderr; needs the package rich.
         **torch_options: As for torch.utils.data.DataLoader: multiprocessing_context,
-            persistent_workers, prefetch_factor (windows), pin_memory, timeout,
-            worker_init_fn, ...
+            persistent_workers, prefetch_factor (windows), timeout, worker_init_fn, ...
 
     Raises:
-        ConfigError: The dataset is not a ParquetDataset with a batch_size, or an option
-            would batch or sample again.
+        ConfigError: The dataset is not a ParquetDataset with a batch_size, an option
+            would batch or sample again, the device does not exist, or another argument is
+            wrong.
     """
 
     # Accelerate would otherwise share the batches out a second time, and half the rows on
@@ -39,34 +66,32 @@ class DataLoader(TorchDataLoader[Any]):
     _is_accelerate_prepared = True
 
     def __init__(
-        self, dataset: ParquetDataset, *, num_workers: int = 0, **torch_options: Any
+        self,
+        dataset: ParquetDataset,
+        *,
+        num_workers: int = 0,
+        pin_memory: bool | None = None,
+        device: str | torch.device | None = None,
+        prefetch_batches: int = 2,
+        progress: bool = False,
+        **torch_options: Any,
     ) -> None:
-        if not isinstance(dataset, ParquetDataset):
-            raise ConfigError(
-                f"dataset={dataset!r} is not a dask_loader.ParquetDataset; use "
-                "torch.utils.data.DataLoader for other datasets"
+        _check_dataset(dataset)
+        _check_torch_options(torch_options)
+        _check_flags(pin_memory, prefetch_batches, progress)
+        found = None if device is None else resolve_device(device)
+        self._device = None if found is None or found.type == "cpu" else found
+        if pin_memory and self._device is None and not _can_pin():
+            warnings.warn(
+                "pin_memory=True changes nothing here: torch finds no CUDA device to pin "
+                "memory for",
+                stacklevel=2,
             )
-        if dataset.batch_size is None:
-            raise ConfigError(
-                "the dataset yields single rows (batch_size=None); give it a batch_size, "
-                "or use torch.utils.data.DataLoader(dataset, batch_size=...)"
-            )
-        for name in ("batch_size", "shuffle", "drop_last"):
-            value = torch_options.pop(name, None)
-            if value is not None and value is not False:
-                raise ConfigError(
-                    f"{name}={value!r} is the dataset's: give it to ParquetDataset"
-                )
-        for name in ("sampler", "batch_sampler", "collate_fn"):
-            value = torch_options.pop(name, None)
-            if not (value is None or value is _identity or _is_dummy(value)):
-                raise ConfigError(
-                    f"{name}={value!r} has no place here: the dataset decides which rows "
-                    "make a batch; change batches in your loop, or use "
-                    "torch.utils.data.DataLoader(dataset, batch_size=None, ...)"
-                )
         self._parquet = dataset
-        self._user_init = torch_options.pop("worker_init_fn", None)
+        self._backend: Backend | None = None  # made at the first iteration
+        init = torch_options.pop("worker_init_fn", None)
+        # Frameworks that make a loader anew pass ours along.
+        self._user_init = init.user_init if isinstance(init, _WorkerInit) else init
         super().__init__(
             dataset,
             batch_size=None,
@@ -75,6 +100,11 @@ class DataLoader(TorchDataLoader[Any]):
             worker_init_fn=_WorkerInit(self._user_init),
             **torch_options,
         )
+        # As they were given, under these names: frameworks read them to make it anew.
+        self.pin_memory = pin_memory  # type: ignore[assignment]
+        self.device = device
+        self.prefetch_batches = prefetch_batches
+        self.progress = progress
 
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the dataset's next one."""
@@ -97,16 +127,35 @@ class DataLoader(TorchDataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Begin the next epoch, or go on from a loaded state."""
-        if self.num_workers == 0:
-            return super().__iter__()
         # Counted here, so that a killed worker cannot get out of step with the others.
         run = self._parquet.begin_epoch()
+        if self.num_workers == 0:
+            batches = self._parquet.batches_of(run)
+        else:
+            batches = self._parquet.cut(run, self._start_workers(run))
+        batches = self._deliver(batches)
+        if self.progress and run.world.rank == 0:
+            batches = show_progress(
+                batches,
+                title=f"epoch {run.epoch.number}",
+                num_batches=run.num_steps,
+                stats=self._parquet.stats,
+            )
+        # Outermost, so that what is copied ahead does not count as handed out.
+        return self._parquet.counted(run, batches)
+
+    def _start_workers(self, run: Run) -> Callable[[], WindowData]:
         init = self.worker_init_fn
         if not self.persistent_workers:  # each iteration has workers of its own
             init = self.worker_init_fn = _WorkerInit(self._user_init)
         assert isinstance(init, _WorkerInit)
         init.announcement.write(run.epoch.number, run.deal.first)
-        windows = super().__iter__()
+        # torch's thread that pins would be handed windows. Batches are pinned here.
+        given, self.pin_memory = self.pin_memory, False
+        try:
+            windows = super().__iter__()
+        finally:
+            self.pin_memory = given
 
         def take() -> WindowData:
             item = next(windows)
@@ -114,7 +163,25 @@ class DataLoader(TorchDataLoader[Any]):
                 raise item.error
             return receive(item)
 
-        return self._parquet.cut(run, take)
+        return take
+
+    def _deliver(
+        self, batches: Generator[Batch, None, None]
+    ) -> Generator[Batch, None, None]:
+        """Put batches where the user wants them."""
+        device = self._device
+        if device is None:
+            return _pinned(batches) if self.pin_memory and _can_pin() else batches
+        backend = self._backend = self._backend or make_backend(device)
+        if backend is None:
+            return copy_each(batches, device)
+        pins = device.type == "cuda" if self.pin_memory is None else self.pin_memory
+        return copy_ahead(
+            batches,
+            backend,
+            num_ahead=self.prefetch_batches,
+            blocks=PinnedBlocks(None) if pins else None,
+        )
 
 
 class _WorkerInit:
@@ -122,14 +189,69 @@ class _WorkerInit:
 
     def __init__(self, user_init: Callable[[int], None] | None) -> None:
         self.announcement = Announcement()
-        self._user_init = user_init
+        self.user_init = user_init
 
     def __call__(self, worker_id: int) -> None:
         info = get_worker_info()
         assert info is not None
         info.dataset.send_windows(self.announcement)  # type: ignore[attr-defined]
-        if self._user_init is not None:
-            self._user_init(worker_id)
+        if self.user_init is not None:
+            self.user_init(worker_id)
+
+
+def _check_dataset(dataset: Any) -> None:
+    if not isinstance(dataset, ParquetDataset):
+        raise ConfigError(
+            f"dataset={dataset!r} is not a dask_loader.ParquetDataset; use "
+            "torch.utils.data.DataLoader for other datasets"
+        )
+    if dataset.batch_size is None:
+        raise ConfigError(
+            "the dataset yields single rows (batch_size=None); give it a batch_size, "
+            "or use torch.utils.data.DataLoader(dataset, batch_size=...)"
+        )
+
+
+def _check_torch_options(torch_options: dict[str, Any]) -> None:
+    """Refuse options that would batch or sample again; take out the empty ones."""
+    for name in ("batch_size", "shuffle", "drop_last"):
+        value = torch_options.pop(name, None)
+        if value is not None and value is not False:
+            raise ConfigError(
+                f"{name}={value!r} is the dataset's: give it to ParquetDataset"
+            )
+    for name in ("sampler", "batch_sampler", "collate_fn"):
+        value = torch_options.pop(name, None)
+        if not (value is None or value is _identity or _is_dummy(value)):
+            raise ConfigError(
+                f"{name}={value!r} has no place here: the dataset decides which rows "
+                "make a batch; change batches in your loop, or use "
+                "torch.utils.data.DataLoader(dataset, batch_size=None, ...)"
+            )
+
+
+def _check_flags(pin_memory: Any, prefetch_batches: Any, progress: Any) -> None:
+    if pin_memory is not None and not isinstance(pin_memory, bool):
+        raise ConfigError(f"pin_memory={pin_memory!r} must be True, False or None")
+    whole = isinstance(prefetch_batches, int) and not isinstance(prefetch_batches, bool)
+    if not whole or prefetch_batches < 1:
+        raise ConfigError(
+            f"prefetch_batches={prefetch_batches!r} must be a whole number from 1 up"
+        )
+    if not isinstance(progress, bool):
+        raise ConfigError(f"progress={progress!r} must be True or False")
+    if progress:
+        require_rich()
+
+
+def _can_pin() -> bool:
+    return torch.cuda.is_available()
+
+
+def _pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, None]:
+    with closing(batches):
+        for batch in batches:
+            yield pin_copy(batch, allocate=empty_pinned)
 
 
 def _is_dummy(sampler: Any) -> bool:
