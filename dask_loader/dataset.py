@@ -365,7 +365,10 @@ class ParquetDataset(IterableDataset[Any]):
             finally:
                 self._meter.add("wait_s", time.perf_counter() - began)
 
-        return self._pipeline().cut(run, metered)
+        try:
+            yield from self._pipeline().cut(run, metered)
+        finally:
+            forget_slabs()
 
     def counted(
         self, run: Run, batches: Generator[Any, None, None]
