@@ -210,10 +210,16 @@ def test_time_and_counts_are_metered(small_data):
 
 def test_an_engine_that_fails_ends_the_iteration_with_its_error(small_data):
     class Failing:
-        name, pool = "failing", None
+        name, held_bytes = "failing", 0
 
         def slots(self) -> int:
             return 1
+
+        def cost(self, task: Any) -> int:
+            return int(task.num_bytes)
+
+        def end(self, stream: int) -> None:
+            del stream
 
         def submit(self, task: Any, *, stream: int, number: int) -> Any:
             del task, stream

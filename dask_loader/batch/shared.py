@@ -10,6 +10,7 @@ has no tensor over it any more; then the worker fills it again.
 from __future__ import annotations
 
 import pickle
+import sys
 import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,8 +31,8 @@ from dask_loader.transfer.window import (
 )
 from dask_loader.transfer.writer import Mappings
 
-# The slabs of workers that this process has mapped.
-_mappings = Mappings()
+# The slabs of workers that this process has mapped: as many as the workers have.
+_mappings = Mappings(max_bytes=sys.maxsize)
 
 
 @dataclass(frozen=True, slots=True)

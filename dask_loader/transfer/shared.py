@@ -229,13 +229,14 @@ class SharedPool:
 
     def _take(self, num_bytes: int) -> _Slab | None:
         needed = HEADER_BYTES + num_bytes
+        # The one used last first: then few slabs go round, and fewer are mapped anew.
         for _ in range(len(self._free)):
-            slab = self._free.popleft()
+            slab = self._free.pop()
             if slab not in self._slabs:
                 continue
             if slab.num_bytes >= needed:
                 return slab
-            self._free.append(slab)
+            self._free.appendleft(slab)
         while self._free and self.owned_bytes + needed > self.max_bytes:
             self._drop(self._free.popleft())
         if self.owned_bytes + needed > self.max_bytes:

@@ -28,6 +28,10 @@ from dask_loader.transfer.window import Block
 _MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
+# Slabs from this size on are made a little longer than needed.
+_ROUND_FROM_BYTES = 1 << 20
+
+
 class SlabPool:
     """Reuses up to max_bytes of slabs; beyond that, memory is allocated and freed."""
 
@@ -94,5 +98,14 @@ class SlabPool:
                 self._owned_bytes -= len(self._free.popleft())
             if self._owned_bytes + num_bytes > self.max_bytes:
                 return None
-            self._owned_bytes += num_bytes
-        return mmap.mmap(-1, num_bytes, flags=_MAP_FLAGS)
+            length = min(_rounded(num_bytes), self.max_bytes - self._owned_bytes)
+            self._owned_bytes += length
+        return mmap.mmap(-1, length, flags=_MAP_FLAGS)
+
+
+def _rounded(num_bytes: int) -> int:
+    # Windows differ by a row or two; one's slab is to fit the next.
+    if num_bytes < _ROUND_FROM_BYTES:
+        return num_bytes
+    step = 1 << (num_bytes.bit_length() - 6)
+    return -(-num_bytes // step) * step

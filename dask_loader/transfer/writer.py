@@ -25,8 +25,9 @@ from dask_loader.transfer.shared import (
 )
 from dask_loader.transfer.window import Block
 
-# Mapping a slab anew costs two copies of it.
-_MAX_MAPPINGS = 16
+# Mapping a slab anew costs two copies of it. But Dask takes what is mapped for the worker's
+# own memory, of all consumers, and pauses or ends a worker that has too much.
+_MAX_MAPPED_BYTES = 144 << 20
 _FLAGS = os.O_RDWR | os.O_CLOEXEC
 
 
@@ -71,7 +72,8 @@ class Mappings:
     then.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_bytes: int = _MAX_MAPPED_BYTES) -> None:
+        self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._maps: OrderedDict[tuple[int, int], _Mapping] = OrderedDict()
 
@@ -146,10 +148,12 @@ class Mappings:
             if tuple(header_of(kept.memory)[:2].tolist()) != name.nonce:
                 return None
             kept.used_s = time.monotonic()
+            self._maps.pop(name.nonce, None)
+            # Slabs come round in turn: the one used last is needed last again.
+            room = self._max_bytes - name.num_bytes
+            while self._maps and sum(len(m.memory) for m in self._maps.values()) > room:
+                self._maps.popitem()
             self._maps[name.nonce] = kept
-            self._maps.move_to_end(name.nonce)
-            while len(self._maps) > _MAX_MAPPINGS:
-                self._maps.popitem(last=False)
             return kept.memory
 
 

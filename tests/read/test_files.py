@@ -205,7 +205,7 @@ def test_a_file_that_vanishes_between_the_look_and_the_opening_is_changed(
     def gone(*args: Any, **kwargs: Any) -> Any:
         raise FileNotFoundError(2, "No such file", path)
 
-    monkeypatch.setattr(pq, "ParquetFile", gone)
+    monkeypatch.setattr("dask_loader.read.files.MappedFile", gone)
     with (
         pytest.raises(DataChangedError, match="is gone") as caught,
         files.borrow(LOCAL, path, LOCAL.stamp(path), verify_checksums=True),
