@@ -48,9 +48,8 @@ class DataLoader(TorchDataLoader[Any]):
             None is False.
         device: Where the tensors shall be: "cuda", "cuda:1", a torch.device; None leaves
             them in host memory. Text stays a list.
-        prefetch_batches: Batches copied to the device ahead of the one handed out. It also
-            bounds the steps that are queued on the device: asking for a batch waits for
-            the step of so many batches ago.
+        prefetch_batches: Batches copied to the device ahead of the one handed out. Asking
+            for a batch waits until no more steps than that are queued on the device.
         progress: Draw a progress bar on rank 0's stderr; needs the package rich.
         **torch_options: As for torch.utils.data.DataLoader: multiprocessing_context,
             persistent_workers, prefetch_factor (windows), timeout, worker_init_fn, ...

@@ -138,6 +138,26 @@ def test_after_an_early_break_no_copy_is_under_way_and_the_next_epoch_is_whole(
         del loader
 
 
+@WORKERS
+def test_features_that_lie_transposed_arrive_in_one_piece(
+    small_data, gated_device, num_workers
+):
+    # In order and with one split, they are cut out of windows with gaps between columns.
+    columns = ["id", "f32", "i16", "name"]
+    features = {"x": ["f32", "i16"]}
+    options = {"columns": columns, "features": features, "shuffle": False}
+    with dataset_of(small_data, **options) as dataset:
+        wanted = list(dataset)
+        dataset.set_epoch(0)
+        loader = onto(gated_device, dataset, num_workers=num_workers)
+        got = list(loader)
+        gated_device.finish()
+        assert all(same(a, b) for a, b in zip(got, wanted, strict=True))
+        assert got[0]["x"].shape == (50, 2)
+        assert got[0]["x"].T.is_contiguous()
+        del loader
+
+
 def test_with_workers_none_of_torchs_threads_pins_what_they_send(
     small_data, gated_device
 ):
