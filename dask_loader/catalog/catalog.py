@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,10 @@ class Catalog:
     num_kept: Ints
     null_counts: dict[str, Ints]
     growth: float = 1.0
+    # Of the fields above; a copy by replace() has none yet.
+    _prints: dict[str, str] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
 
     @property
     def total_rows(self) -> int:
@@ -91,12 +95,14 @@ class Catalog:
         Paths and times are left out, so that a copy of the same files elsewhere is the
         same data.
         """
-        parts = {
-            "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
-            "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
-            "filters": self.filter_text,
-        }
-        return {name: _hash(part) for name, part in parts.items()}
+        if not self._prints:  # each state_dict() asks; a million files take a second
+            parts = {
+                "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
+                "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
+                "filters": self.filter_text,
+            }
+            self._prints.update({name: _hash(part) for name, part in parts.items()})
+        return dict(self._prints)
 
     def place(self, group: int) -> tuple[str, int]:
         """Return the file and index of a row group, for texts."""
