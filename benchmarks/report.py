@@ -81,9 +81,9 @@ def full_shuffle_row_groups(manifest: dict[str, Any]) -> float:
 def table(results: list[dict[str, Any]]) -> str:
     """Return one set and order as text, fastest first."""
     lines = [
-        f"{'':32} {'rows/s':>11} {'[least - most]':>23} {'of':>6} {'CPU s/GB':>13} "
+        f"{'':38} {'rows/s':>11} {'[least - most]':>23} {'of':>6} {'CPU s/GB':>13} "
         f"{'first':>7} {'PSS MB':>12} {'neigh-':>7} {'groups':>7} {'others':>7}",
-        f"{'':32} {'':11} {'':23} {'LIMIT':>6} {'consumer/all':>13} "
+        f"{'':38} {'':11} {'':23} {'LIMIT':>6} {'consumer/all':>13} "
         f"{'batch s':>7} {'consumer/all':>12} {'bours':>7} {'/batch':>7} {'CPU':>7}",
     ]
     good = [r for r in results if r["status"] == "ok"]
@@ -91,7 +91,7 @@ def table(results: list[dict[str, Any]]) -> str:
         mixing = r["mixing"] or {"neighbours": float("nan")}
         memory = r["memory"]
         lines.append(
-            f"{r['contestant']:32} {r['rows_s']:11,.0f} "
+            f"{r['contestant']:38} {r['rows_s']:11,.0f} "
             f"[{r['rows_s_least']:10,.0f} -{r['rows_s_most']:10,.0f}] "
             f"{r.get('of_limit', float('nan')):6.2f} "
             f"{r['consumer_cpu_s_gb']:6.2f}/{r['tree_cpu_s_gb']:6.2f} "
@@ -104,7 +104,7 @@ def table(results: list[dict[str, Any]]) -> str:
         )
     for r in results:
         if r["status"] != "ok":
-            lines.append(f"{r['contestant']:32} {r['status']}: {r['error'][:200]}")
+            lines.append(f"{r['contestant']:38} {r['status']}: {r['error'][:200]}")
     return "\n".join(lines)
 
 

@@ -27,15 +27,7 @@ _PORT = 8786
 _START_S = 60
 # Read by dask_loader when a dataset is made.
 _HAND_OVER = ("DASK_LOADER_HAND_OVER", "comm")
-_NAMESPACES = [
-    "--net",
-    "--pid",
-    "--mount",
-    "--ipc",
-    "--fork",
-    "--kill-child",
-    "--mount-proc",
-]
+_NAMESPACES = ["--net", "--pid", "--mount", "--ipc", "--fork", "--kill-child"]
 # Runs in there. It writes a line when the namespaces exist, and reads one when the cable
 # does.
 _HOST = """
@@ -86,7 +78,7 @@ def _other_host() -> Iterator[str]:
             folder=shlex.quote(folder),
         )
         host = subprocess.Popen(
-            ["unshare", *_NAMESPACES, "sh", "-c", script],
+            ["unshare", *_NAMESPACES, "--mount-proc", "sh", "-c", script],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )

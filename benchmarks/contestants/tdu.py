@@ -1,4 +1,8 @@
-"""torch-dataloader-utils: its own DataLoader and tensors."""
+"""torch-dataloader-utils: its own DataLoader, and our tensors of its Arrow batches.
+
+Its own tensors are copies, and lists stay Python lists. We convert in the collate_fn, so
+in the workers where there are some.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pyarrow as pa
 from torch_dataloader_utils import StructuredDataset
 
+from contestants.arrow import batches
 from contestants.serve import Case, Epoch, serve
 
 
@@ -23,6 +29,8 @@ def loader(case: Case) -> Iterator[Epoch]:
         batch_size=case.batch_rows,
         shuffle=case.shuffle,
         num_workers=case.num_workers,
+        output_format="arrow",
+        collate_fn=_tensors,
         **options,
     )
 
@@ -31,6 +39,10 @@ def loader(case: Case) -> Iterator[Epoch]:
         yield from made
 
     yield epoch
+
+
+def _tensors(batch: Any) -> dict[str, Any]:
+    return next(batches(pa.Table.from_batches([batch]), batch.num_rows))
 
 
 if __name__ == "__main__":
