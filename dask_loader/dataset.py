@@ -29,6 +29,7 @@ from dask_loader.pipeline import Pipeline, load_catalog, make_engine
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.run import Run, window_bytes
+from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
 from dask_loader.units import format_bytes
 from dask_loader.world import World, resolve_world
@@ -349,12 +350,20 @@ class ParquetDataset(IterableDataset[Any]):
         """Count an epoch that the DataLoader will read."""
         return self._course.begin(self.world)
 
-    def batches_of(self, run: Run) -> Generator[Any, None, None]:
-        """Yield a run's batches as this process reads them; not counted."""
-        return self._iterate(run, Turn())
+    def batches_of(
+        self, run: Run, registry: Registry | None = None
+    ) -> Generator[Any, None, None]:
+        """Yield a run's batches as this process reads them; not counted.
+
+        With a registry (see Pipeline.batches) they are not for the user.
+        """
+        return self._pipeline().batches(run, Turn(), registry)
 
     def cut(
-        self, run: Run, take: Callable[[], WindowData]
+        self,
+        run: Run,
+        take: Callable[[], WindowData],
+        registry: Registry | None = None,
     ) -> Generator[Any, None, None]:
         """Yield a run's batches from windows in the order of requests; not counted."""
 
@@ -366,7 +375,7 @@ class ParquetDataset(IterableDataset[Any]):
                 self._meter.add("wait_s", time.perf_counter() - began)
 
         try:
-            yield from self._pipeline().cut(run, metered)
+            yield from self._pipeline().cut(run, metered, registry)
         finally:
             forget_slabs()
 

@@ -19,7 +19,12 @@ from dask_loader.batch.device import (
     resolve_device,
 )
 from dask_loader.batch.epochs import Announcement
-from dask_loader.batch.pinned import PinnedBlocks, empty_pinned, pin_copy
+from dask_loader.batch.pinned import (
+    CudaPins,
+    PinnedBlocks,
+    empty_pinned,
+    pin_copy,
+)
 from dask_loader.batch.shared import SentError, receive
 from dask_loader.batch.tensors import Batch
 from dask_loader.dataset import ParquetDataset
@@ -88,6 +93,7 @@ class DataLoader(TorchDataLoader[Any]):
             )
         self._parquet = dataset
         self._backend: Backend | None = None  # made at the first iteration
+        self._blocks: PinnedBlocks | None = None
         init = torch_options.pop("worker_init_fn", None)
         # Frameworks that make a loader anew pass ours along.
         self._user_init = init.user_init if isinstance(init, _WorkerInit) else init
@@ -128,10 +134,11 @@ class DataLoader(TorchDataLoader[Any]):
         """Begin the next epoch, or go on from a loaded state."""
         # Counted here, so that a killed worker cannot get out of step with the others.
         run = self._parquet.begin_epoch()
+        blocks = self._pinned_blocks()
         if self.num_workers == 0:
-            batches = self._parquet.batches_of(run)
+            batches = self._parquet.batches_of(run, blocks)
         else:
-            batches = self._parquet.cut(run, self._start_workers(run))
+            batches = self._parquet.cut(run, self._start_workers(run), blocks)
         batches = self._deliver(batches)
         if self.progress and run.world.rank == 0:
             batches = show_progress(
@@ -174,13 +181,25 @@ class DataLoader(TorchDataLoader[Any]):
         backend = self._backend = self._backend or make_backend(device)
         if backend is None:
             return copy_each(batches, device)
-        pins = device.type == "cuda" if self.pin_memory is None else self.pin_memory
         return copy_ahead(
             batches,
             backend,
             num_ahead=self.prefetch_batches,
-            blocks=PinnedBlocks(None) if pins else None,
+            blocks=self._pinned_blocks(),
         )
+
+    def _pinned_blocks(self) -> PinnedBlocks | None:
+        """Return what is pinned of the memory that batches are joined in, if any is."""
+        device = self._device
+        if device is None:
+            return None
+        pins = device.type == "cuda" if self.pin_memory is None else self.pin_memory
+        if not pins:
+            return None
+        if self._blocks is None:
+            cuda = device.type == "cuda" and torch.cuda.is_available()
+            self._blocks = PinnedBlocks(CudaPins(device) if cuda else None)
+        return self._blocks
 
 
 class _WorkerInit:

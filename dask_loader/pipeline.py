@@ -40,7 +40,7 @@ from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
 from dask_loader.run import Run
 from dask_loader.transfer.places import MemfdPlace
 from dask_loader.transfer.shared import SharedPool
-from dask_loader.transfer.slabs import SlabPool
+from dask_loader.transfer.slabs import Registry, SlabPool
 from dask_loader.transfer.window import WindowData, block_bytes
 from dask_loader.world import local_world_size
 
@@ -141,6 +141,7 @@ class Pipeline:
         self._names = tuple(dict.fromkeys(f.feature or f.name for f in self._forms))
         # Joined batches: one in the user's hand, one being made, and some to spare.
         self._batch_pool = SlabPool(options.memory_bytes // 8)
+        self._registered_pool: SlabPool | None = None
 
     @property
     def _forms(self) -> tuple[Form, ...]:
@@ -150,19 +151,27 @@ class Pipeline:
         """Stop the engine."""
         self.engine.close()
 
-    def batches(self, run: Run, turn: Turn) -> Generator[Batch, None, None]:
+    def batches(
+        self, run: Run, turn: Turn, registry: Registry | None = None
+    ) -> Generator[Batch, None, None]:
         """Yield a rank's batches in order, or those of one DataLoader worker.
 
         Closing the iterator gives up what is under way.
+
+        Args:
+            run: The plan.
+            turn: Which steps.
+            registry: Is told of the memory that batches are joined in. Such batches are
+                not to reach the user.
         """
         with closing(self._stream(run, turn)) as stream:
-            batcher = self._batcher(stream)
+            batcher = self._batcher(stream, self._pool_for(registry))
             yield from self._cut(run, batcher, turn)
 
     def rows(self, run: Run, turn: Turn) -> Generator[Row, None, None]:
         """Yield a rank's rows one by one, in the order of their positions."""
         with closing(self._stream(run, turn)) as stream:
-            batcher = self._batcher(stream)
+            batcher = self._batcher(stream, self._batch_pool)
             for step in walk(run.epoch, run.deal, run.world.rank, turn):
                 self._count(step)
                 yield from batcher.rows(step, num_splits=run.deal.num_splits)
@@ -180,20 +189,24 @@ class Pipeline:
                 del window
 
     def cut(
-        self, run: Run, take: Callable[[], WindowData]
+        self,
+        run: Run,
+        take: Callable[[], WindowData],
+        registry: Registry | None = None,
     ) -> Generator[Batch, None, None]:
         """Yield a rank's batches from windows that DataLoader workers read.
 
         Args:
             run: The same as the workers'.
             take: Returns the next window in the order of requests.
+            registry: See batches().
         """
         batcher = Rebatcher(
             self._names,
             take=take,
             release=_forget,
             must_copy=lambda: False,
-            allocate=self._batch_pool.lease,
+            allocate=self._pool_for(registry).lease,
         )
         return self._cut(run, batcher, Turn())
 
@@ -236,9 +249,19 @@ class Pipeline:
         # Memory of windows that are no longer in hand is kept alive by batches that the
         # user keeps, or by the process that they were sent to.
         held = self.engine.held_bytes + self._batch_pool.leased_bytes
+        if self._registered_pool is not None:
+            held += self._registered_pool.leased_bytes
         return max(0, held - num_bytes)
 
-    def _batcher(self, stream: WindowStream) -> Rebatcher:
+    def _pool_for(self, registry: Registry | None) -> SlabPool:
+        if registry is None:
+            return self._batch_pool
+        if self._registered_pool is None or self._registered_pool.registry != registry:
+            size = self._batch_pool.max_bytes
+            self._registered_pool = SlabPool(size, registry)
+        return self._registered_pool
+
+    def _batcher(self, stream: WindowStream, pool: SlabPool) -> Rebatcher:
         def must_copy() -> bool:
             # A column of each batch would keep all windows whole.
             kept = self._kept_bytes(stream.num_bytes)
@@ -249,7 +272,7 @@ class Pipeline:
             take=stream.take,
             release=stream.release,
             must_copy=must_copy,
-            allocate=self._batch_pool.lease,
+            allocate=pool.lease,
         )
 
     def _cut(

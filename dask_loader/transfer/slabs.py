@@ -18,6 +18,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from typing import Protocol
 
 import numpy as np
 
@@ -32,13 +33,42 @@ _MAP_FLAGS = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 _ROUND_FROM_BYTES = 1 << 20
 
 
+class Registry(Protocol):
+    """Is told of each slab: that of a device which reads host memory by itself."""
+
+    def register(self, address: int, num_bytes: int) -> None:
+        """Take note of a slab before it is first used; may take milliseconds."""
+        ...
+
+    def unregister(self, address: int) -> None:
+        """Forget a slab that is about to be freed; from any thread, at any moment."""
+        ...
+
+
+class _Slab:
+    def __init__(self, num_bytes: int, registry: Registry | None) -> None:
+        self.num_bytes = num_bytes
+        self.memory = mmap.mmap(-1, num_bytes, flags=_MAP_FLAGS)
+        self._registry = registry
+        if registry is not None:
+            self._address = np.frombuffer(self.memory, dtype=np.uint8).ctypes.data
+            registry.register(self._address, num_bytes)
+
+    def __del__(self) -> None:
+        # Here the memory is still mapped; a finalizer of the mmap would come too late.
+        registry: Registry | None = getattr(self, "_registry", None)
+        if registry is not None:
+            registry.unregister(self._address)
+
+
 class SlabPool:
     """Reuses up to max_bytes of slabs; beyond that, memory is allocated and freed."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, registry: Registry | None = None) -> None:
         self.max_bytes = max_bytes
+        self.registry = registry
         self._lock = threading.Lock()
-        self._free: deque[mmap.mmap] = deque()
+        self._free: deque[_Slab] = deque()
         self._owned_bytes = 0
         self._used_s = time.monotonic()
         self._beyond_bytes = 0  # of blocks beyond max_bytes, and what came back of them
@@ -49,7 +79,7 @@ class SlabPool:
         with self._lock:
             if self._used_s <= time.monotonic() - older_than_s:
                 while self._free:
-                    self._owned_bytes -= len(self._free.popleft())
+                    self._owned_bytes -= self._free.popleft().num_bytes
 
     def count(self, block: Block) -> None:
         """Count a block that came from elsewhere as leased for as long as it lives."""
@@ -69,7 +99,7 @@ class SlabPool:
         with self._lock:
             while self._given_back:
                 self._beyond_bytes -= self._given_back.popleft()
-        free = sum(len(slab) for slab in list(self._free))
+        free = sum(slab.num_bytes for slab in list(self._free))
         return self._owned_bytes - free + self._beyond_bytes
 
     def lease(self, num_bytes: int) -> Block:
@@ -81,26 +111,27 @@ class SlabPool:
             block = np.empty(num_bytes, dtype=np.uint8)
             self.count(block)
             return block
-        lease = np.frombuffer(slab, dtype=np.uint8, count=num_bytes)
+        lease = np.frombuffer(slab.memory, dtype=np.uint8, count=num_bytes)
         weakref.finalize(lease, self._free.append, slab).atexit = False
         return lease
 
-    def _take(self, num_bytes: int) -> mmap.mmap | None:
+    def _take(self, num_bytes: int) -> _Slab | None:
         with self._lock:
             self._used_s = time.monotonic()
             for _ in range(len(self._free)):
                 slab = self._free.popleft()
-                if len(slab) >= num_bytes:
+                if slab.num_bytes >= num_bytes:
                     return slab
                 self._free.append(slab)
+                del slab  # or it would outlive its place in the pool below
             # None fits. Smaller free ones make room, since windows differ little in size.
             while self._free and self._owned_bytes + num_bytes > self.max_bytes:
-                self._owned_bytes -= len(self._free.popleft())
+                self._owned_bytes -= self._free.popleft().num_bytes
             if self._owned_bytes + num_bytes > self.max_bytes:
                 return None
             length = min(_rounded(num_bytes), self.max_bytes - self._owned_bytes)
             self._owned_bytes += length
-        return mmap.mmap(-1, length, flags=_MAP_FLAGS)
+        return _Slab(length, self.registry)
 
 
 def _rounded(num_bytes: int) -> int:
