@@ -60,6 +60,7 @@ class Rebatcher:
         if len(step.pieces) > 1 or step.pad is not None or hoarded:
             return self._join(step, None if hoarded else self._allocate)
         piece = step.pieces[0]
+        self._finish(number for number in step.finished if number != piece.request)
         window = self._window(step, piece.request)
         batch = cut_batch(self._names, window, piece.start, piece.stop)
         self._finish(step.finished)
@@ -89,6 +90,8 @@ class Rebatcher:
         """
         pieces = step.pieces if step.pad is None else (*step.pieces, step.pad)
         last_use = {piece.request: i for i, piece in enumerate(pieces)}
+        # Where ranks share splits, another may have had the rest of a window.
+        self._finish(number for number in step.finished if number not in last_use)
         num_rows = sum(piece.stop - piece.start for piece in pieces)
         join: Join | None = None
         for i, piece in enumerate(pieces):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,7 +29,6 @@ from dask_loader.errors import (
 from dask_loader.metrics import Meter
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.window import read_window
-from dask_loader.transfer.slabs import SlabPool
 from dask_loader.transfer.window import WindowData
 
 
@@ -51,6 +52,21 @@ def engine(make_engine) -> Iterator[Engine]:
     made = make_engine()
     yield made
     made.close()
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    """Poll a condition of other threads, with a deadline."""
+    deadline = time.monotonic() + 30
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+def held(engine) -> int:
+    gc.collect()
+    return engine.held_bytes
 
 
 def expected(task) -> WindowData:
@@ -209,10 +225,42 @@ def test_close_works_twice_and_with_windows_under_way(make_engine, tasks):
     engine.close()
 
 
-def test_an_engine_has_slots_a_name_and_maybe_a_pool(engine):
+def test_an_engine_has_slots_and_a_name(engine):
     assert engine.slots() >= 1
     assert engine.name
-    assert engine.pool is None or isinstance(engine.pool, SlabPool)
+
+
+def test_a_task_costs_at_least_what_arrives(engine, tasks):
+    for number, task in enumerate(tasks):
+        plain = replace(task, num_bytes=expected(task).num_bytes)
+        assert engine.cost(plain) >= plain.num_bytes
+        assert engine.submit(plain, stream=-8, number=number).result()
+
+
+def test_held_bytes_are_those_of_windows_that_somebody_looks_at(engine, tasks):
+    engine.slots()
+    assert held(engine) == 0
+    windows, sizes = [], []
+    for number, task in enumerate(tasks):
+        windows.append(engine.submit(task, stream=-9, number=number).result())
+        fixed = sum(array.nbytes for array in windows[-1].arrays.values())
+        sizes.append(fixed)
+        assert held(engine) >= sum(sizes)
+    column = windows[0].arrays["id"][3:5]
+    del windows
+    assert held(engine) >= sizes[0]
+    assert column.tolist() == expected(tasks[0]).arrays["id"][3:5].tolist()
+    del column
+    assert until(lambda: held(engine) == 0)
+
+
+def test_a_window_that_is_given_up_holds_nothing(engine, tasks):
+    engine.slots()
+    pending = [engine.submit(t, stream=-10, number=i) for i, t in enumerate(tasks)]
+    for each in pending:
+        each.cancel()
+    del pending
+    assert until(lambda: held(engine) == 0)
 
 
 def test_an_engines_error_can_be_of_any_class_of_ours(engine):

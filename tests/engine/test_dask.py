@@ -48,7 +48,9 @@ def until(condition: Callable[[], bool]) -> bool:
 
 @pytest.fixture
 def engine(local_cluster) -> Iterator[DaskEngine]:
-    made = DaskEngine(Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 28)
+    made = DaskEngine(
+        Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 28
+    )
     yield made
     made.close()
 
@@ -132,7 +134,9 @@ def test_windows_that_are_given_up_in_the_queue_are_forgotten(
 def test_closing_the_engine_forgets_what_was_submitted(
     local_cluster, client, busy_workers, tasks
 ):
-    engine = DaskEngine(Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 28)
+    engine = DaskEngine(
+        Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 28
+    )
     stream_of(engine, tasks)
     assert until(lambda: len(keys_on_scheduler(client)) == 4)
     engine.close()
@@ -167,7 +171,9 @@ def test_no_window_passes_through_the_scheduler(local_cluster, client, small_dat
 def test_keys_say_engine_stream_and_window_and_are_never_shared(
     local_cluster, engine, client, busy_workers, tasks
 ):
-    other = DaskEngine(Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 28)
+    other = DaskEngine(
+        Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 28
+    )
     streams = [stream_of(e, tasks) for e in (engine, engine, other)]
     assert until(lambda: len(keys_on_scheduler(client)) == 12)
     keys = keys_on_scheduler(client)
@@ -215,9 +221,10 @@ def test_the_engine_is_no_default_client(engine):
 def test_no_worker_at_all_is_an_error_that_names_the_scheduler(small_data):
     with (
         cluster.launch("local", workers=0) as empty,
+        ParquetDataset(small_data, client=empty, worker_timeout="1 s") as dataset,
         pytest.raises(WorkersMissingError) as caught,
     ):
-        ParquetDataset(small_data, client=empty, worker_timeout="1 s")
+        next(iter(dataset))
     text = str(caught.value)
     assert "at 'tcp://127.0.0.1:" in text
     assert "has no worker, and none came in 1 s" in text
@@ -243,7 +250,9 @@ def test_a_window_for_which_no_worker_comes_is_an_error_that_names_the_scheduler
     tasks,
 ):
     with cluster.launch("local", workers=1) as shrinking:
-        engine = DaskEngine(Where(shrinking.address), worker_timeout_s=1, memory_limit=1 << 28)
+        engine = DaskEngine(
+            Where(shrinking.address), worker_timeout_s=1, memory_limit=1 << 28
+        )
         assert engine.slots() == 1
         shrinking.scale(0)
         pending = engine.submit(tasks[0], stream=0, number=0)
@@ -313,7 +322,9 @@ def test_a_window_that_kills_its_workers_is_an_error_that_names_it(tasks):
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         cluster.launch("local", workers=1) as failing,
     ):
-        engine = DaskEngine(Where(failing.address), worker_timeout_s=60, memory_limit=1 << 28)
+        engine = DaskEngine(
+            Where(failing.address), worker_timeout_s=60, memory_limit=1 << 28
+        )
         failing.client().register_plugin(Deadly(), name="deadly")
         pending = engine.submit(tasks[0], stream=0, number=0)
         with pytest.raises(

@@ -256,8 +256,9 @@ def test_a_borrower_that_fails_does_not_give_the_file_back(
 
 def test_no_more_than_32_files_stay_open(write: Write, files: OpenFiles) -> None:
     def open_now() -> int:
-        links = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
-        return sum("many" in os.path.realpath(link) for link in links)
+        # They are mapped, and need no descriptor.
+        lines = Path("/proc/self/maps").read_text().splitlines()
+        return len({line.split()[-1] for line in lines if "/many" in line})
 
     for number in range(40):
         path = write(f"many{number}.parquet", {"x": [number]})
