@@ -103,8 +103,8 @@ def _bars(axes: Any, results: list[dict[str, Any]]) -> None:
         axes.text(max(ends), place, label, va="center", fontsize=7)
     axes.axvline(1, color="black", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(shown)), [r["contestant"] for r in shown], fontsize=8)
-    axes.set_xlim(0, max([1.1, *(1.15 * r.get("of_limit", 0) for r in shown)]))
-    axes.margins(y=0.02)
+    axes.set_xlim(0, 1.25 * max([1.0, *(r.get("of_limit", 0) for r in shown)]))
+    axes.set_ylim(-0.6, len(shown) - 0.4)
     axes.spines[["top", "right"]].set_visible(False)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from contestants.serve import MATRIX, Case, Epoch
 from dask_loader import DataLoader, ParquetDataset
 
@@ -16,6 +18,7 @@ def epochs(case: Case, client: Any) -> Iterator[Epoch]:
     options: dict[str, Any] = {}
     if case.matrix:
         options["features"] = {MATRIX: case.features}
+        options["dtypes"] = {MATRIX: torch.float32}
     dataset = ParquetDataset(
         case.path,
         batch_size=case.batch_rows,

@@ -12,26 +12,37 @@ from petastorm.pytorch import BatchedDataLoader
 
 from contestants.serve import Case, Epoch, serve
 
+_READERS = 10
+
 
 @contextmanager
 def batched(case: Case) -> Iterator[Epoch]:
-    """Make a reader for each epoch: one that is at its end cannot begin again early."""
+    """Make a reader for each epoch: one that has ended early cannot begin again."""
     urls = [f"file://{name}" for name in case.files]
 
     def epoch(number: int) -> Iterator[Any]:
-        reader = make_batch_reader(
-            urls,
-            reader_pool_type="thread",
-            workers_count=len(os.sched_getaffinity(0)),
-            shuffle_row_groups=case.shuffle,
-            seed=number,
-            num_epochs=1,
-        )
-        capacity = case.buffer_rows if case.shuffle else 0
-        with BatchedDataLoader(
-            reader, batch_size=case.batch_rows, shuffling_queue_capacity=capacity
-        ) as loader:
-            yield from loader
+        # Now and then a reader ends before it begins: it finds that no work is under way,
+        # then that all work was handed out, which it was in between. Then another is
+        # made, lest the epoch be lost.
+        for _ in range(_READERS):
+            reader = make_batch_reader(
+                urls,
+                reader_pool_type="thread",
+                workers_count=len(os.sched_getaffinity(0)),
+                shuffle_row_groups=case.shuffle,
+                seed=number,
+                num_epochs=1,
+            )
+            capacity = case.buffer_rows if case.shuffle else 0
+            empty = True
+            with BatchedDataLoader(
+                reader, batch_size=case.batch_rows, shuffling_queue_capacity=capacity
+            ) as loader:
+                for batch in loader:
+                    empty = False
+                    yield batch
+            if not empty:
+                return
 
     yield epoch
 

@@ -44,7 +44,7 @@ class Case:
         mix: "rows", or "pieces" for what costs a contestant nothing: whole row groups,
             files or fragments in another order.
         num_workers: torch DataLoader workers.
-        matrix: Deliver all numbers but the row's id as one tensor.
+        matrix: Deliver all numbers but the row's id as one float32 tensor.
         threads: Threads that read ahead, for contestants that leave this to the user.
     """
 
