@@ -23,6 +23,7 @@ from typing import Protocol
 
 _FOLDER_PREFIX = "dask-loader-"
 _LOCK_NAME = "owner"
+_NEW_LOCK_NAME = "new owner"
 _PRIVATE = 0o600
 
 
@@ -92,8 +93,10 @@ class FolderPlace:
         self._folder = Path(parent) / f"{_FOLDER_PREFIX}{secrets.token_hex(8)}"
         self._folder.mkdir(mode=0o700)
         try:
-            self._lock = _create(self._folder / _LOCK_NAME)
+            self._lock = _create(self._folder / _NEW_LOCK_NAME)
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Under its name it is never seen unlocked, by a start at the same moment.
+            (self._folder / _NEW_LOCK_NAME).rename(self._folder / _LOCK_NAME)
         except BaseException:
             _remove_folder(self._folder)
             raise
@@ -119,7 +122,8 @@ class FolderPlace:
     def close(self) -> None:
         """Remove the folder."""
         if not self._closed and os.getpid() == self._pid:
-            _remove_folder(self._folder)
+            with contextlib.suppress(FileNotFoundError):
+                _remove_folder(self._folder)
             os.close(self._lock)
         self._closed = True
 

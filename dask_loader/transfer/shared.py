@@ -210,7 +210,8 @@ class SharedPool:
 
     def free(self, slab: _Slab) -> None:
         """Let a slab be lent again."""
-        self._free.append(slab)
+        if slab in self._slabs:  # else it was dropped, or the pool is closed
+            self._free.append(slab)
 
     def drop(self, slab: _Slab) -> None:
         """Forget a slab; who has it mapped keeps the memory."""

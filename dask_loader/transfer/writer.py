@@ -6,6 +6,7 @@ import fcntl
 import mmap
 import os
 import stat
+import struct
 import threading
 import time
 from collections import OrderedDict
@@ -29,6 +30,7 @@ from dask_loader.transfer.window import Block
 # own memory, of all consumers, and pauses or ends a worker that has too much.
 _MAX_MAPPED_BYTES = 144 << 20
 _FLAGS = os.O_RDWR | os.O_CLOEXEC
+_NONCE = struct.Struct("=2q")
 
 
 class Outcome(Enum):
@@ -89,6 +91,11 @@ class Mappings:
             yield Writing(Outcome.ABSENT)
             return
         try:
+            # First of all: another slab may be locked by a writer of its own, and must not
+            # be by us.
+            if os.pread(fd, _NONCE.size, 0) != _NONCE.pack(*name.nonce):
+                yield Writing(Outcome.ABSENT)
+                return
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

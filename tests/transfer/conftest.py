@@ -1,8 +1,14 @@
-"""Windows made by hand."""
+"""Windows made by hand, and processes that write slabs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,7 +16,12 @@ import pyarrow as pa
 import pytest
 
 from dask_loader.catalog.forms import Form
+from dask_loader.transfer.places import FolderPlace, MemfdPlace, Place
+from dask_loader.transfer.shared import SlabName
 from dask_loader.transfer.window import WindowData, block_bytes, lay_out
+from dask_loader.transfer.writer import Outcome
+
+_PROGRAM = Path(__file__).with_name("writer_process.py")
 
 
 @pytest.fixture
@@ -33,3 +44,114 @@ def make_window() -> Callable[..., WindowData]:
         return window
 
     return make
+
+
+@pytest.fixture(params=["memory", "files"])
+def place(request, tmp_path: Path) -> Iterator[Place]:
+    """Each kind of place."""
+    made = MemfdPlace() if request.param == "memory" else FolderPlace(str(tmp_path))
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def tiny_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 8 MiB, as /dev/shm is in many containers."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs mount")
+    if done.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def num_memfds() -> Callable[[], int]:
+    """How many memfds of ours this process has open."""
+
+    def count() -> int:
+        found = 0
+        for fd in os.listdir("/proc/self/fd"):
+            try:
+                found += "memfd:dask-loader" in os.readlink(f"/proc/self/fd/{fd}")
+            except FileNotFoundError:  # the listing's own
+                continue
+        return found
+
+    return count
+
+
+class WriterProcess:
+    """Another process that writes slabs, step by step; see writer_process.py."""
+
+    def __init__(self, *launcher: str) -> None:
+        self._process = subprocess.Popen(
+            [*launcher, sys.executable, str(_PROGRAM)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.pid = self._process.pid
+
+    def tell(self, command: str, *arguments: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([command, *arguments]) + "\n")
+        self._process.stdin.flush()
+
+    def hear(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+    def ask(self, command: str, *arguments: Any) -> Any:
+        self.tell(command, *arguments)
+        return self.hear()
+
+    def begin(self, name: SlabName) -> Outcome:
+        """Open and lock a slab; it stays locked until leave()."""
+        return Outcome(
+            self.ask("begin", name.path, name.nonce, name.generation, name.num_bytes)
+        )
+
+    def write_all(self, name: SlabName, num_bytes: int, value: int) -> Outcome:
+        outcome = self.begin(name)
+        if outcome is Outcome.READY:
+            self.ask("fill", 0, num_bytes, value)
+            self.ask("finish", name.generation)
+        self.ask("leave")
+        return outcome
+
+    def stop(self) -> None:
+        os.kill(self.pid, signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WNOWAIT)
+
+    def go_on(self) -> None:
+        os.kill(self.pid, signal.SIGCONT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            assert pipe is not None
+            pipe.close()
+
+
+@pytest.fixture
+def start_writer() -> Iterator[Callable[..., WriterProcess]]:
+    """start_writer(*launcher) -> WriterProcess, ended after the test."""
+    started: list[WriterProcess] = []
+
+    def start(*launcher: str) -> WriterProcess:
+        started.append(WriterProcess(*launcher))
+        return started[-1]
+
+    yield start
+    for writer in started:
+        writer.close()
