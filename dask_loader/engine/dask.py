@@ -89,6 +89,7 @@ class DaskEngine:
         self._worker_timeout_s = worker_timeout_s
         self._token = f"{os.getpid():x}{uuid.uuid4().hex[:8]}"
         self._stop = threading.Event()
+        _mend_after_fork()
         self._handing_over: set[LocalFuture[WindowData]] = set()
         self._sharing = Sharing(memory_limit=memory_limit)
         self._received = SlabPool(0)  # only counts what came over the comm
@@ -395,6 +396,19 @@ class _Pending:
         self.begun.future.release()
         if self.taken.cancel() and self.begun.loan is not None:
             self.begun.loan.give_back()
+
+
+def _mend_after_fork() -> None:
+    """Give a forked process the thread that distributed unpickles large messages in.
+
+    The parent's executor believes it has a thread, which only the parent has: messages
+    above distributed.comm.offload (10 MiB) would wait for ever.
+    """
+    executor = distributed.utils._offload_executor
+    if any(not thread.is_alive() for thread in executor._threads):
+        distributed.utils._offload_executor = ThreadPoolExecutor(
+            1, thread_name_prefix="Dask-Offload"
+        )
 
 
 def _connect(where: Where) -> Any:
