@@ -28,5 +28,5 @@ def test_large_windows_come_over_the_comm_in_a_forked_worker_too(
         here = [batch["x"].tolist() for batch in DataLoader(dataset)]
         loader = DataLoader(dataset, num_workers=1, multiprocessing_context="fork")
         forked = [batch["x"].tolist() for batch in loader]
-    assert sum(here, []) == rows.tolist()
+    assert [x for batch in here for x in batch] == rows.tolist()
     assert forked == here
