@@ -30,10 +30,12 @@ def cast_into(
     Raises:
         MisfitError: A number does not fit; the text begins with it.
     """
-    if values.dtype != out.dtype:
-        bounds = _bounds(values.dtype, out.dtype, exact=exact)
-        if bounds is not None:
-            _check(values if valid is None else values[valid], bounds, out.dtype)
+    if values.dtype == out.dtype:
+        np.copyto(out, values)
+        return
+    bounds = _bounds(values.dtype, out.dtype, exact=exact)
+    if bounds is not None:
+        _check(values if valid is None else values[valid], bounds, out.dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         np.copyto(out, values, casting="unsafe")
 
@@ -51,7 +53,7 @@ def _bounds(
         return int(target.min), int(target.max)
     most = float(np.finfo(new).max)
     if old.kind == "f":
-        return None if np.finfo(old).max <= most else (-most, most)
+        return None if float(np.finfo(old).max) <= most else (-most, most)
     if exact:
         most = min(most, float(2 ** (np.finfo(new).nmant + 1)))
     source = np.iinfo(old)
@@ -63,14 +65,17 @@ def _check(
 ) -> None:
     if not values.size:
         return
+    low, high = values.min().item(), values.max().item()
+    if bounds[0] <= low and high <= bounds[1]:
+        return
     if values.dtype.kind == "f":  # NaN and the infinities stay what they are
         values = values[np.isfinite(values)]
         if not values.size:
             return
-    low, high = values.min(), values.max()
+        low, high = values.min().item(), values.max().item()
     if low < bounds[0] or high > bounds[1]:
         worst = low if low < bounds[0] else high
         raise MisfitError(
-            f"{worst.item()!r} does not fit {dtype}, which holds {bounds[0]!r} to "
+            f"{worst!r} does not fit {dtype}, which holds {bounds[0]!r} to "
             f"{bounds[1]!r}" + (" exactly" if dtype.kind == "f" else "")
         )
