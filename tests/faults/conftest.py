@@ -1,0 +1,224 @@
+"""A cluster whose workers stop or die in the middle of writing a window."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import distributed
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+_DEADLINE_S = 120.0
+_POLL_S = 0.02
+_HOST = "127.0.0.1"
+
+NUM_ROWS = 40_000
+ROW_GROUP_ROWS = 1000
+WINDOW_ROWS = 1000
+BATCH_ROWS = 500
+
+
+def until(condition: Callable[[], object], what: str) -> None:
+    """Poll a condition of other processes, with a deadline."""
+    deadline = time.monotonic() + _DEADLINE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"not within {_DEADLINE_S:g} s: {what}"
+        time.sleep(_POLL_S)
+
+
+@pytest.fixture
+def wait_until() -> Callable[[Callable[[], object], str], None]:
+    return until
+
+
+@pytest.fixture(scope="session")
+def wide_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Numbers, a fixed-size list and texts; 40 windows of more than 100 kB."""
+    rng = np.random.default_rng(7)
+    columns: dict[str, Any] = {"id": np.arange(NUM_ROWS)}
+    for number in range(12):
+        columns[f"x{number}"] = rng.standard_normal(NUM_ROWS)
+    columns["name"] = [f"row {i}" for i in range(NUM_ROWS)]
+    vectors = pa.array(rng.random(NUM_ROWS * 4, dtype=np.float32))
+    columns["vec"] = pa.FixedSizeListArray.from_arrays(vectors, 4)
+    path = tmp_path_factory.mktemp("wide") / "wide.parquet"
+    pq.write_table(pa.table(columns), path, row_group_size=ROW_GROUP_ROWS)
+    return path
+
+
+@contextmanager
+def _process(log: Path, *command: str, **environ: str) -> Iterator[Any]:
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-m", *command],
+            stdout=file,
+            stderr=file,
+            env={**os.environ, **environ},
+        )
+    try:
+        yield process
+    finally:
+        process.kill()  # a stopped one too
+        process.wait(_DEADLINE_S)
+
+
+@dataclass
+class Faulty:
+    """A scheduler and workers without nannies; client is this process's own."""
+
+    address: str
+    client: distributed.Client
+    folder: Path
+
+    def arm(
+        self, what: signal.Signals, *, after: int = 0, when_whole: bool = False
+    ) -> None:
+        """Make the worker that writes a piece of a window next do this to itself.
+
+        Args:
+            what: SIGSTOP or SIGKILL.
+            after: Pieces that each worker writes before.
+            when_whole: Not in the middle of a piece, but after a window that is whole.
+        """
+        self.client.run(_arm, str(self.folder), int(what), after, when_whole)
+
+    @property
+    def victim(self) -> int | None:
+        """The process that it happened to, once it has."""
+        file = self.folder / "victim"
+        return int(file.read_text()) if file.exists() else None
+
+    @property
+    def went_on(self) -> bool:
+        """Whether a process that was stopped has done the rest of its window."""
+        return (self.folder / "went on").exists()
+
+
+def _arm(folder: str, what: int, after: int, when_whole: bool) -> None:
+    # Runs on a worker: what it breaks it breaks there.
+    from dask_loader.engine import worker
+    from dask_loader.read import window
+
+    real, real_write = window.copy_fixed, worker._write
+    victim, own = Path(folder) / "victim", Path(folder) / f"pid {os.getpid()}"
+    own.write_text(str(os.getpid()))
+    left = after
+
+    def fall() -> None:
+        with contextlib.suppress(FileExistsError):
+            os.link(own, victim)  # one worker only
+            # To this thread: it does nothing more before it is stopped.
+            signal.pthread_kill(threading.get_ident(), what)
+
+    def copy_and_fall(array: Any, out: Any, fill: Any, **options: Any) -> int:
+        nonlocal left
+        left -= 1
+        if left < 0 and len(array) > 1 and not victim.exists():
+            half = len(array) // 2
+            real(array.slice(0, half), out[:half], fill, **options)
+            fall()
+        return real(array, out, fill, **options)
+
+    def write(*arguments: Any) -> Any:
+        result = real_write(*arguments)
+        if victim.exists() and victim.read_text() == str(os.getpid()):
+            (Path(folder) / "went on").touch()
+        return result
+
+    def sweep(resources: Any) -> None:  # what a task does last
+        if not victim.exists():
+            fall()
+            (Path(folder) / "went on").touch()
+        real_sweep(resources)
+
+    if when_whole:
+        real_sweep, worker._Resources.sweep_later = (
+            worker._Resources.sweep_later,
+            sweep,
+        )
+    else:
+        window.copy_fixed, worker._write = copy_and_fall, write
+
+
+@pytest.fixture
+def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
+    """start_faulty(num_workers=, nthreads=) -> Faulty, ended after the test."""
+    with ExitStack() as stack:
+
+        def start(*, num_workers: int = 2, nthreads: int = 1) -> Faulty:
+            file = tmp_path / "scheduler.json"
+            stack.enter_context(
+                _process(
+                    tmp_path / "scheduler.log",
+                    "distributed.cli.dask_scheduler",
+                    *("--host", _HOST, "--port", "0", "--no-show", "--no-dashboard"),
+                    *("--scheduler-file", str(file)),
+                    DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="4 s",
+                )
+            )
+            until(lambda: _address_in(file), "a scheduler file")
+            address = _address_in(file)
+            for number in range(num_workers):
+                stack.enter_context(
+                    _process(
+                        tmp_path / f"worker-{number}.log",
+                        "distributed.cli.dask_worker",
+                        *(address, "--no-nanny", "--nthreads", str(nthreads)),
+                        *("--no-dashboard", "--host", _HOST),
+                        *("--local-directory", str(tmp_path)),
+                    )
+                )
+            client = stack.enter_context(
+                distributed.Client(address, set_as_default=False)
+            )
+            client.wait_for_workers(num_workers, timeout=_DEADLINE_S)
+            return Faulty(address, client, tmp_path)
+
+        yield start
+
+
+def _address_in(file: Path) -> str:
+    try:
+        return str(json.loads(file.read_text())["address"])
+    except (FileNotFoundError, json.JSONDecodeError):  # not there, or half written
+        return ""
+
+
+def same(got: dict[str, Any], want: dict[str, Any]) -> bool:
+    """Whether two batches are equal, bit for bit."""
+    if list(got) != list(want):
+        return False
+    for name, column in want.items():
+        if isinstance(column, torch.Tensor):
+            if got[name].dtype != column.dtype or not torch.equal(got[name], column):
+                return False
+        elif got[name] != column:
+            return False
+    return True
+
+
+@pytest.fixture
+def assert_same() -> Callable[[list[Any], list[Any]], None]:
+    def check(got: list[Any], want: list[Any]) -> None:
+        assert len(got) == len(want)
+        wrong = [
+            i for i, pair in enumerate(zip(got, want, strict=True)) if not same(*pair)
+        ]
+        assert not wrong, f"batches {wrong} differ"
+
+    return check
