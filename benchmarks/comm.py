@@ -22,8 +22,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 
 import numpy as np
-from distributed.comm import connect, listen
-from distributed.protocol import Serialize
+from distributed.comm.core import connect, listen
+from distributed.protocol.serialize import Serialize
 
 from dask_loader.catalog.forms import Form
 from dask_loader.transfer.parcel import Parcel
