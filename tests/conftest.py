@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import os
+import subprocess
 import threading
 import time
 import weakref
@@ -142,6 +143,23 @@ def small_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         part = table.slice(start, stop - start)
         pq.write_table(part, folder / f"part-{number}.parquet", row_group_size=67)
     return folder
+
+
+@pytest.fixture
+def tiny_tmpfs(tmp_path: Path) -> Iterator[Path]:
+    """A file system with room for 8 MiB, as /dev/shm is in many containers."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8M", "tmpfs", str(folder)]
+    try:
+        done = subprocess.run(command, capture_output=True, check=False)
+    except FileNotFoundError:
+        pytest.skip("needs mount")
+    if done.returncode:
+        pytest.skip("may not mount a tmpfs here")
+    yield folder
+    # Lazily: others may have files of it mapped.
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
 class GatedDevice:

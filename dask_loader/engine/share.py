@@ -57,7 +57,7 @@ class Sharing:
         self._pool: SharedPool | None = None
         self._shares: dict[str, bool] = {}  # by worker address
         self._warned = False
-        self._text_excess = 1.0
+        self._text_row_bytes = 0.0  # of the longest that were too long for their slab
 
     @property
     def used_bytes(self) -> int:
@@ -93,10 +93,10 @@ class Sharing:
         if self._pool is None or not any(self._shares.values()):
             return None
         fixed = block_bytes(task.options.forms, task.num_rows)
-        texts = max(0, task.num_bytes - fixed)
         if any(not form.is_fixed for form in task.options.forms):
-            room = int(texts * self._text_excess * _TEXT_SPARE) + _TEXT_SPARE_BYTES
-            fixed += room
+            planned = max(0, task.num_bytes - fixed)
+            texts = max(planned, self._text_row_bytes * task.num_rows)
+            fixed += int(texts * _TEXT_SPARE) + _TEXT_SPARE_BYTES
         try:
             return self._pool.lend(fixed)
         except OSError as error:
@@ -113,8 +113,9 @@ class Sharing:
 
     def texts_were(self, num_bytes: int, task: WindowTask) -> None:
         """Learn from texts that were too long for their slab."""
-        planned = task.num_bytes - block_bytes(task.options.forms, task.num_rows)
-        self._text_excess = max(self._text_excess, num_bytes / max(1, planned))
+        # By the row: a dictionary of few long texts says next to nothing in the footer.
+        row_bytes = num_bytes / max(1, task.num_rows)
+        self._text_row_bytes = max(self._text_row_bytes, row_bytes)
 
     def close(self) -> None:
         """Remove the slabs; what was handed over stays readable. Safe twice."""
