@@ -145,6 +145,11 @@ def run_epoch(
         of characters), whole (False where the epoch was cut), delivers (the first batch
         in words), and mixing where it was asked for.
     """
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        # Sums of a batch are too small to share: a second thread would only spin, on the
+        # core that somebody decodes on. The same for all.
+        torch.set_num_threads(1)
     seen = _Seen(case)
     first_batch_s: float | None = None
     skipped_s, skipped_rows, whole = 0.0, 0, True
