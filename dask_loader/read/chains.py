@@ -39,6 +39,9 @@ _MAX_BATCH_ROWS = 1 << 16
 # end it.
 _LOOK_AROUND_S = 1.0
 
+# Columns that are decoded together.
+Bundles = list[tuple[Form, ...]]
+
 
 class Chains:
     """The chains of one process. Thread-safe."""
@@ -120,6 +123,7 @@ class Chain:
         self._changed = threading.Condition()
         self._announced: list[int] = []  # first rows of windows not yet read
         self._cursors: dict[int, _Cursor] = {}
+        self._bundles: Bundles | None = None
         self.last_used_s = time.monotonic()
         self.has_ended = False
 
@@ -140,6 +144,16 @@ class Chain:
             if piece.start in self._announced:
                 self._announced.remove(piece.start)
             self._changed.notify_all()
+
+    def bundles(self, found: Bundles) -> Bundles:
+        """Return the bundles of the chain's first window, whatever this one's are.
+
+        Windows differ by a row, which may make another bundle; the cursors stay.
+        """
+        with self._changed:
+            if self._bundles is None:
+                self._bundles = found
+            return self._bundles
 
     def tables(
         self, options: ReadOptions, piece: SliceTask, bundle: int, forms: Sequence[Form]

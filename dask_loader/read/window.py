@@ -131,9 +131,10 @@ def _bundles(task: WindowTask, chain: Chain | None) -> list[tuple[Form, ...]]:
     largest = max((s.stop - s.start for s in task.slices), default=0)
     if chain is None:
         largest = max((s.group_rows for s in task.slices), default=0)
-    return bundles(
+    found = bundles(
         task.options, group_rows=largest, window_rows=task.num_rows, mixed=mixed
     )
+    return found if chain is None else chain.bundles(found)
 
 
 def _parts(
