@@ -20,14 +20,16 @@ from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
+from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.where import resolve_client
 from dask_loader.engine.worker import run_table
 from dask_loader.errors import ClosedError, ConfigError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
-from dask_loader.pipeline import Pipeline, load_catalog, make_engine
+from dask_loader.pipeline import Pipeline, make_engine
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
+from dask_loader.prepare import load_catalog
 from dask_loader.run import Run, window_bytes
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
@@ -136,7 +138,7 @@ class ParquetDataset(IterableDataset[Any]):
             footer_cache=footer_cache,
         )
         self._given_world = (rank, world_size, mesh)
-        resolve_world(rank=rank, world_size=world_size, mesh=mesh)
+        world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
         delivery = check_delivery(features, dtypes)
         self._where = resolve_client(client)
@@ -145,6 +147,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._closed = False
         self._meter = Meter()
         engine = make_engine(self._where, self._options)
+        ahead = Ahead(engine, max_bytes=self._options.memory_bytes)
         try:
             self._catalog, self._read_options = load_catalog(
                 found,
@@ -154,12 +157,15 @@ class ParquetDataset(IterableDataset[Any]):
                 filters=filters,
                 nulls=nulls,
                 delivery=delivery,
+                # More ranks' splits begin where the number of all rows says.
+                ahead=ahead if world.world_size == 1 else None,
             )
         except BaseException:
+            ahead.drop()
             engine.close()
             raise
         self._course = Course(self._catalog, self._options)
-        self._keep(self._make_pipeline(engine))
+        self._keep(self._make_pipeline(engine, ahead))
 
     # ---- what it is -----------------------------------------------------------------
 
@@ -437,6 +443,8 @@ class ParquetDataset(IterableDataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what belongs to this process; keep a rank that others cannot find."""
+        if self._own_pipeline is not None:
+            self._own_pipeline.drop_ahead()  # the copy will be the one that reads
         state = self.__dict__.copy()
         rank, _, mesh = self._given_world
         world = self.world
@@ -462,9 +470,14 @@ class ParquetDataset(IterableDataset[Any]):
         assert self._own_pipeline is not None
         return self._own_pipeline
 
-    def _make_pipeline(self, engine: Any) -> Pipeline:
+    def _make_pipeline(self, engine: Any, ahead: Ahead | None = None) -> Pipeline:
         return Pipeline(
-            self._catalog, self._options, self._read_options, engine, self._meter
+            self._catalog,
+            self._options,
+            self._read_options,
+            engine,
+            self._meter,
+            ahead,
         )
 
     def _keep(self, pipeline: Pipeline) -> None:

@@ -8,44 +8,32 @@ catalog and the options), so a DataLoader worker makes its own.
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
-from functools import partial
 from itertools import count
-from typing import Any
-
-import numpy as np
 
 from dask_loader.batch.rebatch import Rebatcher, Row
 from dask_loader.batch.tensors import Batch
-from dask_loader.catalog.cache import open_cache
-from dask_loader.catalog.catalog import Catalog, read_catalog
-from dask_loader.catalog.delivery import Delivery, deliver
-from dask_loader.catalog.discover import Found
+from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.forms import Form
+from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
 from dask_loader.engine.stream import WindowStream
 from dask_loader.engine.threads import ThreadsEngine
 from dask_loader.engine.where import Where
-from dask_loader.errors import NullError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.schedule import Request, Step, Turn, requests, walk
-from dask_loader.read.count import count_rows
-from dask_loader.read.nulls import make_null_policy, null_error
-from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
+from dask_loader.prepare import window_task
+from dask_loader.read.task import ReadOptions, WindowTask
 from dask_loader.run import Run
 from dask_loader.transfer.places import MemfdPlace
 from dask_loader.transfer.shared import SharedPool
 from dask_loader.transfer.slabs import Registry, SlabPool
-from dask_loader.transfer.window import WindowData, block_bytes
+from dask_loader.transfer.window import WindowData
 from dask_loader.world import local_world_size
 
-# Row groups are counted in tasks of about the decoding of one window.
-_COUNT_BYTES = 64 << 20
 # Beyond this part of memory_limit in slabs that only the user still holds, batches are
 # copies.
 _MAX_KEPT_SHARE = 1 / 4
@@ -81,47 +69,6 @@ def make_engine(
     )
 
 
-def load_catalog(
-    found: Found,
-    options: DatasetOptions,
-    engine: Engine,
-    *,
-    columns: tuple[str, ...] | None,
-    filters: Any,
-    nulls: Any,
-    delivery: Delivery,
-) -> tuple[Catalog, ReadOptions]:
-    """Read the catalog, check the nulls, and count what the filters keep.
-
-    Raises:
-        DaskLoaderError: An argument or a file is wrong.
-    """
-    catalog = read_catalog(
-        found.storage,
-        found.paths,
-        columns=delivery.columns(columns),
-        filters=filters,
-        run=engine.map,
-        listed=found.listed,
-        cache=open_cache(options.footer_cache, os.environ),
-    )
-    forms = deliver(catalog.forms, delivery)
-    catalog = replace(catalog, growth=_growth(catalog.forms, forms))
-    read_options = ReadOptions(
-        storage=catalog.storage,
-        forms=forms,
-        nulls=make_null_policy(nulls, forms, catalog.schema),
-        expression=catalog.expression,
-        filter_columns=catalog.filter_columns,
-        verify_checksums=options.verify_checksums,
-    )
-    if catalog.expression is None:
-        _check_nulls(catalog, read_options)
-    else:
-        catalog = _count_kept(catalog, read_options, engine)
-    return catalog, read_options
-
-
 class Pipeline:
     """Reads one dataset in one process. close() is safe twice."""
 
@@ -132,8 +79,20 @@ class Pipeline:
         read_options: ReadOptions,
         engine: Engine,
         meter: Meter,
+        ahead: Ahead | None = None,
     ) -> None:
+        """Read nothing yet.
+
+        Args:
+            catalog: What there is.
+            options: Of the dataset.
+            read_options: Of all windows.
+            engine: Reads; closed with this.
+            meter: Counts.
+            ahead: Windows of this engine for the first iteration to begin with.
+        """
         self.engine = engine
+        self._ahead = ahead
         self._catalog = catalog
         self._options = options
         self._read_options = read_options
@@ -149,7 +108,13 @@ class Pipeline:
 
     def close(self) -> None:
         """Stop the engine."""
+        self.drop_ahead()
         self.engine.close()
+
+    def drop_ahead(self) -> None:
+        """Give up the windows that were begun for a first iteration."""
+        if self._ahead is not None:
+            self._ahead.drop()
 
     def batches(
         self, run: Run, turn: Turn, registry: Registry | None = None
@@ -201,6 +166,7 @@ class Pipeline:
             take: Returns the next window in the order of requests.
             registry: See batches().
         """
+        self.drop_ahead()  # others read
         batcher = Rebatcher(
             self._names,
             take=take,
@@ -243,7 +209,11 @@ class Pipeline:
             max_bytes=max(1, self._options.memory_bytes // turn.num_workers),
             meter=self._meter,
             kept_bytes=self._kept_bytes,
+            ahead=self._ahead,
         )
+
+    def _task(self, run: Run, request: Request) -> WindowTask:
+        return window_task(self._catalog, self._read_options, run, request)
 
     def _kept_bytes(self, num_bytes: int) -> int:
         # Memory of windows that are no longer in hand is kept alive by batches that the
@@ -292,97 +262,6 @@ class Pipeline:
         self._meter.add("batches", 1)
         self._meter.add("rows", rows + (step.pad is not None))
 
-    def _task(self, run: Run, request: Request) -> WindowTask:
-        catalog, window = self._catalog, request.window
-        slices = tuple(
-            _slice_task(catalog, piece.group, piece.start, piece.stop)
-            for piece in window.slices
-        )
-        # What the catalog reckons beyond the fixed widths are texts.
-        texts = sum(
-            piece.num_rows
-            * int(catalog.num_bytes[piece.group])
-            // int(catalog.num_rows[piece.group])
-            for piece in window.slices
-        ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
-        # Only a slice larger than a window is cut into several, each a window of its own.
-        piece = window.slices[-1]
-        last = run.epoch.split(request.split).num_windows - 1
-        continues = (
-            piece.stop < int(catalog.num_kept[piece.group])
-            and request.split_window < last
-        )
-        chained = continues or (piece.start > 0 and request.split_window > 0)
-        in_chain = chained and len(window.slices) == 1
-        return WindowTask(
-            options=self._read_options,
-            slices=slices,
-            num_rows=window.num_rows,
-            key=window.key,
-            num_bytes=block_bytes(self._forms, window.num_rows) + max(0, texts),
-            chain=f"{request.split}/{piece.group}" if in_chain else None,
-            continues=in_chain and continues,
-        )
-
-
-def _growth(decoded: Sequence[Form], delivered: Sequence[Form]) -> float:
-    """Return the bytes of delivered rows over those of decoded rows; text left out."""
-    before, after = (sum(f.row_bytes for f in forms) for forms in (decoded, delivered))
-    return max(1.0, after / before) if before else 1.0
-
 
 def _forget(number: int) -> None:
     del number  # the memory of a received window is counted by nobody
-
-
-def _slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTask:
-    file = catalog.files[int(catalog.file_index[group])]
-    return SliceTask(
-        file.path,
-        file.stamp,
-        int(catalog.row_group[group]),
-        int(catalog.num_rows[group]),
-        start,
-        stop,
-        file.digest,
-    )
-
-
-def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
-    """Refuse nulls that the footers tell of, before anything is decoded."""
-    for form in read_options.forms:
-        allowed, _ = read_options.nulls.fill_for(form)
-        counts = catalog.null_counts.get(form.name)
-        if allowed or counts is None or not (counts > 0).any():
-            continue
-        group = int(np.argmax(counts > 0))
-        path, row_group = catalog.place(group)
-        total = int(counts[counts > 0].sum())
-        error: NullError = null_error(
-            form,
-            int(counts[group]),
-            path=path,
-            row_group=row_group,
-            where=f" ({total} in the whole dataset)",
-        )
-        raise error
-
-
-def _count_kept(catalog: Catalog, read_options: ReadOptions, engine: Engine) -> Catalog:
-    chunks: list[list[int]] = []
-    room = 0
-    for group in np.flatnonzero(catalog.num_kept).tolist():
-        if room <= 0:
-            chunks.append([])
-            room = _COUNT_BYTES
-        chunks[-1].append(group)
-        room -= int(catalog.num_bytes[group])
-    items = [
-        [_slice_task(catalog, g, 0, int(catalog.num_rows[g])) for g in chunk]
-        for chunk in chunks
-    ]
-    counts = engine.map(partial(count_rows, read_options), items)
-    kept = np.zeros_like(catalog.num_kept)
-    for chunk, part in zip(chunks, counts, strict=True):
-        kept[chunk] = part
-    return catalog.with_kept(kept)

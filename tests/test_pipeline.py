@@ -18,8 +18,9 @@ from dask_loader.engine.where import Where
 from dask_loader.errors import NullError, WindowError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
-from dask_loader.pipeline import Pipeline, load_catalog, make_engine
+from dask_loader.pipeline import Pipeline, make_engine
 from dask_loader.plan.schedule import Turn
+from dask_loader.prepare import load_catalog
 from dask_loader.run import Run, auto_num_splits, make_run
 from dask_loader.world import World
 

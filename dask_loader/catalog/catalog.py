@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
 from dask_loader.catalog.schema import choose_columns, compare_schemas, unpack_schema
 from dask_loader.catalog.storage import Sight, Stamp, Storage
+from dask_loader.errors import SchemaError
 
 Ints = NDArray[np.int64]
 
@@ -122,6 +123,7 @@ def read_catalog(
     run: MapFunction,
     listed: Mapping[str, Sight] | None = None,
     cache: FooterCache | None = None,
+    on_front: Callable[[Catalog], None] | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -137,6 +139,8 @@ def read_catalog(
         run: Runs the reading of very many footers.
         listed: What a listing just said of remote files.
         cache: Where footers are remembered.
+        on_front: Given the catalog of the first files, where very many footers are to be
+            read, before the others are; not where those files disagree.
 
     Raises:
         ColumnError: A column is not there.
@@ -161,18 +165,33 @@ def read_catalog(
     query = replace(query, may_prune=prunes)
     text = filter_text(filters, expression, schema)
     taken = [(form, form.row_bytes) for form in query.forms]
-    table = footers.answer(
-        query, repr((taken, text, query.filter_columns, prunes)), run
-    )
-    packed = table["schema"].to_pylist()
-    _check_schemas(schema, packed, paths, names, query.filter_columns, columns is None)
-    entries = tuple(
-        FileEntry(path, sight.stamp, digest)
-        for path, sight, digest in zip(
-            paths, footers.sights, table["digest"].to_pylist(), strict=True
+
+    def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
+        packed = table["schema"].to_pylist()
+        read = query.filter_columns
+        _check_schemas(schema, packed, first, names, read, columns is None)
+        entries = tuple(
+            FileEntry(path, sight.stamp, digest)
+            for path, sight, digest in zip(
+                first,
+                footers.sights[: len(first)],
+                table["digest"].to_pylist(),
+                strict=True,
+            )
         )
-    )
-    return make_catalog(query, schema, entries, table, filter_text=text)
+        return make_catalog(query, schema, entries, table, filter_text=text)
+
+    def give_front(table: pa.Table) -> None:
+        assert on_front is not None
+        try:
+            front = catalog_of(table, paths[: len(table)])
+        except SchemaError:
+            return  # said in its turn, once all footers are read
+        on_front(front)
+
+    name = repr((taken, text, query.filter_columns, prunes))
+    table = footers.answer(query, name, run, give_front if on_front else None)
+    return catalog_of(table, paths)
 
 
 def make_catalog(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
@@ -11,6 +12,9 @@ from dask_loader.transfer.window import WindowData
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+# Tells the streams of this process apart in the names of their tasks.
+_serials = itertools.count()
 
 
 class Pending(Protocol):
@@ -29,8 +33,12 @@ class Pending(Protocol):
         """
         ...
 
-    def cancel(self) -> None:
-        """Give the window up. Safe after result(), and twice."""
+    def cancel(self, *, wait: bool = False) -> None:
+        """Give the window up. Safe after result(), and twice.
+
+        Args:
+            wait: Until no thread of this process decodes it any more.
+        """
         ...
 
 
@@ -55,8 +63,11 @@ class Engine(Protocol):
         """Return the bytes of this process that a task takes until it has arrived."""
         ...
 
-    def slots(self) -> int:
+    def slots(self, *, wait: bool = True) -> int:
         """Return how many tasks run side by side, at least 1.
+
+        Args:
+            wait: For somebody to run them; without it 0 says that there is nobody now.
 
         Raises:
             EngineError: There is nobody to run them, and nobody came in time.
@@ -84,6 +95,11 @@ class Engine(Protocol):
     def close(self) -> None:
         """Give up all windows and stop. Safe twice."""
         ...
+
+
+def new_serial() -> int:
+    """Return a number for a stream that no other in this process has."""
+    return next(_serials)
 
 
 def chain_name(token: str, stream: int, task: WindowTask) -> WindowTask:

@@ -114,14 +114,16 @@ class DaskEngine:
         """Return the window's bytes; what else a task takes is its worker's."""
         return task.num_bytes
 
-    def slots(self) -> int:
-        """Return the threads of all workers; waits for a first worker."""
+    def slots(self, *, wait: bool = True) -> int:
+        """Return the threads of all workers; waits for a first worker if asked to."""
         waited_s = 0.0
         while True:
             threads = self._ask_threads()
             if threads:
                 self._sharing.learn(threads, self._ask_sharing)
                 return sum(threads.values())
+            if not wait:
+                return 0
             if waited_s >= self._worker_timeout_s:
                 raise self._no_workers(waited_s)
             self._stop.wait(_LOOK_AROUND_S)
@@ -391,7 +393,8 @@ class _Pending:
         # The hand-over thread has the deadlines.
         return self.taken.result()
 
-    def cancel(self) -> None:
+    def cancel(self, *, wait: bool = False) -> None:
+        del wait  # workers decode
         self.given_up.set()
         self.begun.future.release()
         if self.taken.cancel() and self.begun.loan is not None:

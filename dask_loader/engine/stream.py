@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from dask_loader.engine.base import Engine, Pending
+from dask_loader.engine.ahead import Ahead, Begun
+from dask_loader.engine.base import Engine, Pending, new_serial
 from dask_loader.engine.flow import Flow
 from dask_loader.metrics import Meter
 from dask_loader.read.task import WindowTask
@@ -17,9 +18,6 @@ from dask_loader.transfer.window import WindowData
 # task for each slot was measured to gain nothing.
 _TASKS_PER_SLOT = 2
 _MIN_TASKS = 3
-
-# Tells the streams of this process apart in the names of their tasks.
-_serials = itertools.count()
 
 
 def _nothing_kept(num_bytes: int) -> int:
@@ -44,6 +42,7 @@ class WindowStream:
         max_bytes: int,
         meter: Meter,
         kept_bytes: Callable[[int], int] = _nothing_kept,
+        ahead: Ahead | None = None,
     ) -> None:
         """Start reading.
 
@@ -55,18 +54,27 @@ class WindowStream:
             meter: Counts.
             kept_bytes: Told the bytes on the way and in hand, returns those of released
                 windows that somebody still looks at.
+            ahead: Windows that may be this stream's first ones.
         """
         self._engine = engine
-        self._tasks = enumerate(tasks)
-        self._next = next(self._tasks, None)
-        self._serial = next(_serials)
         self._meter = meter
         self._kept_bytes = kept_bytes
         self._pending: deque[tuple[int, Pending]] = deque()
         # With no task at all, no Dask worker need exist.
-        slots = engine.slots() if self._next is not None else 1
-        ahead = max(_MIN_TASKS, _TASKS_PER_SLOT * -(-slots // num_sharing))
-        self._flow = Flow(max_bytes=max_bytes, max_tasks=ahead)
+        first = list(itertools.islice(tasks, 1))
+        slots = engine.slots() if first else 1
+        max_tasks = max(_MIN_TASKS, _TASKS_PER_SLOT * -(-slots // num_sharing))
+        self._flow = Flow(max_bytes=max_bytes, max_tasks=max_tasks)
+        tasks = itertools.chain(first, tasks)
+        begun: Begun = []
+        if ahead is not None:
+            begun, tasks = ahead.adopt(tasks)
+        self._serial = ahead.serial if ahead is not None and begun else new_serial()
+        for number, (task, pending) in enumerate(begun):
+            self._pending.append((number, pending))
+            self._flow.submitted(number, engine.cost(task))
+        self._tasks = enumerate(tasks, len(begun))
+        self._next = next(self._tasks, None)
         self._submit()
 
     @property

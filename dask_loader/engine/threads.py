@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from dask_loader.engine.base import (
@@ -70,8 +71,9 @@ class ThreadsEngine:
         """Return the window's bytes and those that wait to be mixed."""
         return task.num_bytes + scratch_bytes(task)
 
-    def slots(self) -> int:
+    def slots(self, *, wait: bool = True) -> int:
         """Return the number of threads."""
+        del wait
         return self._num_threads
 
     def map(
@@ -151,6 +153,8 @@ class _Pending:
                 f"{type(error).__name__}: {error}"
             ) from error
 
-    def cancel(self) -> None:
+    def cancel(self, *, wait: bool = False) -> None:
         if self._future.cancel():  # else its thread leaves the chain
             self._chains.leave(self._task)
+        elif wait:
+            futures.wait([self._future])

@@ -89,6 +89,7 @@ def read(paths: list[str], cache: FooterCache | None, **query: Any) -> Catalog:
         filters=query.get("filters"),
         run=lambda function, items: [function(item) for item in items],
         cache=cache,
+        on_front=query.get("on_front"),
     )
 
 
@@ -460,3 +461,52 @@ def test_a_store_without_tags_is_not_remembered(
     )
     assert not Path(cache.folder).exists()
     system.rm("/untagged", recursive=True)
+
+
+@pytest.mark.parametrize("most_here", [gather._MOST_HERE_BYTES, 0])
+@pytest.mark.parametrize("known", [(), (0,), (1, 3), (0, 1, 4)])
+def test_the_first_files_are_told_of_before_the_others_are_read(
+    known: tuple[int, ...],
+    most_here: int,
+    files: list[str],
+    cache: FooterCache,
+    opened: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gather, "_MANY_FOOTERS", 1)
+    monkeypatch.setattr(gather, "_FIRST_FOOTERS", 1)
+    monkeypatch.setattr(gather, "_MOST_HERE_BYTES", most_here)
+    if known:
+        read([files[number] for number in known], cache)
+    fronts, read_before = [], []
+
+    def on_front(front: Catalog) -> None:
+        fronts.append(front)
+        read_before.extend(opened)
+
+    opened.clear()
+    whole = read(files, cache, on_front=on_front)
+    missing = [path for path in files if files.index(path) not in known]
+    assert opened == missing
+    assert read_before == missing[:1]
+    (front,) = fronts
+    (length,) = {len(front.files), files.index(missing[1])}
+    assert front.files == whole.files[:length]
+    groups = int((whole.file_index < length).sum())
+    for name in ("file_index", "row_group", "num_rows", "num_bytes", "num_kept"):
+        numbers = getattr(whole, name)[:groups].tolist()
+        assert getattr(front, name).tolist() == numbers
+    assert front.forms == whole.forms
+    assert content(whole) == content(read(files, None))
+
+
+def test_first_files_that_disagree_are_told_of_with_all_the_others(
+    files: list[str], write: Write, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gather, "_MANY_FOOTERS", 1)
+    monkeypatch.setattr(gather, "_FIRST_FOOTERS", 3)
+    write("d/1.parquet", {"x": ["a"], "s": ["b"]})
+    fronts: list[Catalog] = []
+    with pytest.raises(SchemaError, match=r"has type string in '.*1\.parquet'"):
+        read(files, None, on_front=fronts.append)
+    assert fronts == []

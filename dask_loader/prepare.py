@@ -1,0 +1,213 @@
+"""What is to be read: the catalog, how its columns are read, the task of each window."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from dask_loader.catalog.cache import open_cache
+from dask_loader.catalog.catalog import Catalog, read_catalog
+from dask_loader.catalog.delivery import Delivery, deliver
+from dask_loader.catalog.discover import Found
+from dask_loader.catalog.forms import Form
+from dask_loader.engine.ahead import Ahead
+from dask_loader.engine.base import Engine
+from dask_loader.errors import DaskLoaderError, NullError
+from dask_loader.options import DatasetOptions
+from dask_loader.plan.schedule import Request
+from dask_loader.read.count import count_rows
+from dask_loader.read.nulls import make_null_policy, null_error
+from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
+from dask_loader.run import Run, make_run
+from dask_loader.transfer.window import block_bytes
+from dask_loader.world import World
+
+# Row groups are counted in tasks of about the decoding of one window.
+_COUNT_BYTES = 64 << 20
+
+
+def load_catalog(
+    found: Found,
+    options: DatasetOptions,
+    engine: Engine,
+    *,
+    columns: tuple[str, ...] | None,
+    filters: Any,
+    nulls: Any,
+    delivery: Delivery,
+    ahead: Ahead | None = None,
+) -> tuple[Catalog, ReadOptions]:
+    """Read the catalog, check the nulls, and count what the filters keep.
+
+    Args:
+        found: The files.
+        options: Of the dataset.
+        engine: Counts, and reads very many footers.
+        columns: From check_columns.
+        filters: As the user gave them.
+        nulls: As the user gave them.
+        delivery: How columns are delivered.
+        ahead: Begins the first windows while the other footers are read, where the order
+            lets it. Windows are left in it, also after an error.
+
+    Raises:
+        DaskLoaderError: An argument or a file is wrong.
+    """
+
+    def begin(front: Catalog) -> None:
+        assert ahead is not None
+        try:
+            reading = _read_options(front, options, nulls=nulls, delivery=delivery)
+            front = replace(front, growth=_growth(front.forms, reading.forms))
+            _check_nulls(front, reading)
+            ahead.start(_sure_windows(front, options, reading))
+        except DaskLoaderError:
+            return  # what is wrong is said in its turn, once all footers are read
+
+    in_order = not options.shuffle and options.num_splits in (None, 1)
+    catalog = read_catalog(
+        found.storage,
+        found.paths,
+        columns=delivery.columns(columns),
+        filters=filters,
+        run=engine.map,
+        listed=found.listed,
+        cache=open_cache(options.footer_cache, os.environ),
+        on_front=begin if ahead is not None and in_order and filters is None else None,
+    )
+    read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
+    catalog = replace(catalog, growth=_growth(catalog.forms, read_options.forms))
+    if catalog.expression is None:
+        _check_nulls(catalog, read_options)
+    else:
+        catalog = _count_kept(catalog, read_options, engine)
+    return catalog, read_options
+
+
+def window_task(
+    catalog: Catalog, read_options: ReadOptions, run: Run, request: Request
+) -> WindowTask:
+    """Return what a reader is told of a window."""
+    window = request.window
+    slices = tuple(
+        _slice_task(catalog, piece.group, piece.start, piece.stop)
+        for piece in window.slices
+    )
+    # What the catalog reckons beyond the fixed widths are texts.
+    texts = sum(
+        piece.num_rows
+        * int(catalog.num_bytes[piece.group])
+        // int(catalog.num_rows[piece.group])
+        for piece in window.slices
+    ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
+    # Only a slice larger than a window is cut into several, each a window of its own.
+    piece = window.slices[-1]
+    last = run.epoch.split(request.split).num_windows - 1
+    continues = (
+        piece.stop < int(catalog.num_kept[piece.group]) and request.split_window < last
+    )
+    chained = continues or (piece.start > 0 and request.split_window > 0)
+    in_chain = chained and len(window.slices) == 1
+    return WindowTask(
+        options=read_options,
+        slices=slices,
+        num_rows=window.num_rows,
+        key=window.key,
+        num_bytes=block_bytes(read_options.forms, window.num_rows) + max(0, texts),
+        chain=f"{request.split}/{piece.group}" if in_chain else None,
+        continues=in_chain and continues,
+    )
+
+
+def _sure_windows(
+    front: Catalog, options: DatasetOptions, read_options: ReadOptions
+) -> list[WindowTask]:
+    """Return the first windows that are the same whatever files come after the front's.
+
+    In the files' order and one split, windows are taken greedily: all but the last, which
+    the next file might join.
+    """
+    run = make_run(front, options, World(0, 1), epoch=0, num_splits=1)
+    num_sure = run.epoch.split(0).num_windows - 1
+    return [
+        window_task(front, read_options, run, Request(i, 0, i, run.epoch.window(0, i)))
+        for i in range(min(num_sure, Ahead.MAX_WINDOWS))
+    ]
+
+
+def _read_options(
+    catalog: Catalog, options: DatasetOptions, *, nulls: Any, delivery: Delivery
+) -> ReadOptions:
+    forms = deliver(catalog.forms, delivery)
+    return ReadOptions(
+        storage=catalog.storage,
+        forms=forms,
+        nulls=make_null_policy(nulls, forms, catalog.schema),
+        expression=catalog.expression,
+        filter_columns=catalog.filter_columns,
+        verify_checksums=options.verify_checksums,
+    )
+
+
+def _growth(decoded: Sequence[Form], delivered: Sequence[Form]) -> float:
+    """Return the bytes of delivered rows over those of decoded rows; text left out."""
+    before, after = (sum(f.row_bytes for f in forms) for forms in (decoded, delivered))
+    return max(1.0, after / before) if before else 1.0
+
+
+def _slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTask:
+    file = catalog.files[int(catalog.file_index[group])]
+    return SliceTask(
+        file.path,
+        file.stamp,
+        int(catalog.row_group[group]),
+        int(catalog.num_rows[group]),
+        start,
+        stop,
+        file.digest,
+    )
+
+
+def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
+    """Refuse nulls that the footers tell of, before anything is decoded."""
+    for form in read_options.forms:
+        allowed, _ = read_options.nulls.fill_for(form)
+        counts = catalog.null_counts.get(form.name)
+        if allowed or counts is None or not (counts > 0).any():
+            continue
+        group = int(np.argmax(counts > 0))
+        path, row_group = catalog.place(group)
+        total = int(counts[counts > 0].sum())
+        error: NullError = null_error(
+            form,
+            int(counts[group]),
+            path=path,
+            row_group=row_group,
+            where=f" ({total} in the whole dataset)",
+        )
+        raise error
+
+
+def _count_kept(catalog: Catalog, read_options: ReadOptions, engine: Engine) -> Catalog:
+    chunks: list[list[int]] = []
+    room = 0
+    for group in np.flatnonzero(catalog.num_kept).tolist():
+        if room <= 0:
+            chunks.append([])
+            room = _COUNT_BYTES
+        chunks[-1].append(group)
+        room -= int(catalog.num_bytes[group])
+    items = [
+        [_slice_task(catalog, g, 0, int(catalog.num_rows[g])) for g in chunk]
+        for chunk in chunks
+    ]
+    counts = engine.map(partial(count_rows, read_options), items)
+    kept = np.zeros_like(catalog.num_kept)
+    for chunk, part in zip(chunks, counts, strict=True):
+        kept[chunk] = part
+    return catalog.with_kept(kept)
