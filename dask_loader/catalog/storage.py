@@ -178,9 +178,5 @@ def open_error(path: str, error: Exception) -> BadFileError:
 @lru_cache(maxsize=32)
 def _arrow_file_system(storage: Storage, _pid: int) -> arrow_fs.FileSystem:
     if storage.is_local:
-        # ParquetFile(memory_map=True) does nothing beside filesystem=. Mapping saves the
-        # copy out of the page cache, a tenth of decoding. Its price: a file that is cut
-        # short in place while it is being read ends the process (SIGBUS), so each window
-        # begins with a look at the file's length and time.
-        return arrow_fs.LocalFileSystem(use_mmap=True)
+        return arrow_fs.LocalFileSystem()
     return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(storage.fsspec()))
