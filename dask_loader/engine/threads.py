@@ -108,7 +108,7 @@ class ThreadsEngine:
         """Stop the threads, after the window each of them is at."""
         self._closed = True
         self._executor.shutdown(wait=True, cancel_futures=True)
-        self._chains.drop_idle()
+        self._chains.close()
         self._files.close()
         if self._shared is not None:
             self._shared.close()

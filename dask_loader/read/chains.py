@@ -114,6 +114,17 @@ class Chains:
         for chain in chains:
             chain.close()
 
+    def close(self) -> None:
+        """Close all chains, also those whose windows were announced and given up.
+
+        Nobody may be reading.
+        """
+        with self._lock:
+            chains = list(self._chains.values())
+            self._chains.clear()
+        for chain in chains:
+            chain.close()
+
 
 class Chain:
     """The cursors over one row group, one for each bundle of columns."""
