@@ -11,7 +11,7 @@ class Flow:
 
     A window counts from its submission until its release: first with the bytes that the
     plan reckons, corrected by what windows really had so far; from its arrival on with
-    those it has.
+    those it has. Beside it counts, until it arrives, what its making takes.
     """
 
     def __init__(self, *, max_bytes: int, max_tasks: int) -> None:
@@ -19,6 +19,7 @@ class Flow:
         self._max_tasks = max_tasks
         self._on_the_way: dict[int, int] = {}
         self._in_hand: dict[int, int] = {}
+        self._besides: dict[int, int] = {}
         self._planned: dict[int, int] = {}
         self._excess = 1.0  # real bytes over planned bytes, of late
 
@@ -32,7 +33,9 @@ class Flow:
         """Bytes of all windows on their way and in hand."""
         return sum(self._on_the_way.values()) + sum(self._in_hand.values())
 
-    def may_submit(self, num_bytes: int, *, kept_bytes: int = 0) -> bool:
+    def may_submit(
+        self, num_bytes: int, *, besides_bytes: int = 0, kept_bytes: int = 0
+    ) -> bool:
         """Whether a window may be submitted before anyone waits for it.
 
         The first one always may. One that the consumer waits for, with nothing on the
@@ -40,22 +43,27 @@ class Flow:
 
         Args:
             num_bytes: As the plan reckons them.
+            besides_bytes: What making it takes besides.
             kept_bytes: Of released windows that somebody still looks at.
         """
         if not self._on_the_way and not self._in_hand:
             return True
-        size = self._corrected(num_bytes)
-        fits = self.num_bytes + kept_bytes + size <= self._max_bytes
+        besides = sum(self._besides.values()) + besides_bytes
+        windows = self.num_bytes + self._corrected(num_bytes)
+        fits = windows + besides + kept_bytes <= self._max_bytes
         return fits and self.num_tasks < self._max_tasks
 
-    def submitted(self, number: int, num_bytes: int) -> None:
+    def submitted(
+        self, number: int, num_bytes: int, *, besides_bytes: int = 0
+    ) -> None:
         """Count a window as on its way."""
         self._planned[number] = num_bytes
+        self._besides[number] = besides_bytes
         self._on_the_way[number] = self._corrected(num_bytes)
 
     def arrived(self, number: int, num_bytes: int) -> None:
         """Count a window as in hand, with the bytes that it really has."""
-        del self._on_the_way[number]
+        del self._on_the_way[number], self._besides[number]
         self._in_hand[number] = num_bytes
         seen = num_bytes / max(1, self._planned.pop(number))
         fading = self._excess + (seen - self._excess) / _MEMORY_WINDOWS

@@ -71,8 +71,7 @@ class WindowStream:
             begun, tasks = ahead.adopt(tasks)
         self._serial = ahead.serial if ahead is not None and begun else new_serial()
         for number, (task, pending) in enumerate(begun):
-            self._pending.append((number, pending))
-            self._flow.submitted(number, engine.cost(task))
+            self._count(number, task, pending)
         self._tasks = enumerate(tasks, len(begun))
         self._next = next(self._tasks, None)
         self._submit()
@@ -123,8 +122,11 @@ class WindowStream:
         while self._next is not None:
             num_bytes = self._flow.num_bytes
             kept = self._kept_bytes(num_bytes)
-            cost = self._engine.cost(self._next[1])
-            if not self._flow.may_submit(cost, kept_bytes=kept):
+            task = self._next[1]
+            besides = self._engine.cost(task) - task.num_bytes
+            if not self._flow.may_submit(
+                task.num_bytes, besides_bytes=besides, kept_bytes=kept
+            ):
                 return
             self._submit_next()
 
@@ -132,6 +134,10 @@ class WindowStream:
         assert self._next is not None
         number, task = self._next
         pending = self._engine.submit(task, stream=self._serial, number=number)
-        self._pending.append((number, pending))
-        self._flow.submitted(number, self._engine.cost(task))
+        self._count(number, task, pending)
         self._next = next(self._tasks, None)
+
+    def _count(self, number: int, task: WindowTask, pending: Pending) -> None:
+        besides = self._engine.cost(task) - task.num_bytes
+        self._pending.append((number, pending))
+        self._flow.submitted(number, task.num_bytes, besides_bytes=besides)

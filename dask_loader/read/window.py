@@ -79,10 +79,12 @@ def read_window(
 
 def scratch_bytes(task: WindowTask) -> int:
     """Return the bytes, about, that reading a window takes besides its block."""
-    decoding = DECODING_BYTES if task.chain is None else CHAIN_BYTES
+    largest = max((s.group_rows for s in task.slices), default=0)
+    row_bytes = sum(form.row_bytes for form in task.options.forms)
+    most = DECODING_BYTES if task.chain is None else CHAIN_BYTES
+    decoding = min(most, largest * row_bytes)
     if task.key is None:
         return decoding
-    largest = max((s.group_rows for s in task.slices), default=0)
     found = bundles(
         task.options, group_rows=largest, window_rows=task.num_rows, mixed=True
     )
