@@ -65,6 +65,9 @@ _CLOSE_WAIT_S = 5.0
 # A hand-over that outlasts worker_timeout is begun again this often: its worker may have
 # died, and the window is being read once more.
 _MAX_HAND_OVERS = 5
+# The first hand-over of a window that only one worker may read; the next ones are given
+# twice as long each, for slow networks.
+_FIRST_PATIENCE_S = 2.0
 # A slab that a stopped worker holds is given up; the window is read again into another.
 _MAX_SLABS = 5
 
@@ -211,6 +214,8 @@ class DaskEngine:
     ) -> WindowData:
         what = describe_slices(task)
         for attempt in range(_MAX_SLABS):
+            if attempt:
+                begun = self._begin(task, pending, (*begun.place[:2], attempt))
             try:
                 found = self._take(begun.future, what, pending, begun.home)
                 window = self._accept(task, begun.loan, found)
@@ -224,8 +229,6 @@ class DaskEngine:
                 return window
             if pending.given_up.is_set() or self._stop.is_set():
                 raise ClosedError(f"{what} was given up")
-            begun = self._begin(task, pending, (*begun.place[:2], attempt + 1))
-        begun.future.release()
         raise WindowError(
             f"{what}: {_MAX_SLABS} Dask workers in turn stopped or left while they read "
             f"it; see their logs, or set {HAND_OVER_VARIABLE}=comm to do without shared "
@@ -295,14 +298,21 @@ class DaskEngine:
         home: str | None = None,
     ) -> Any:
         """Wait for a future with an eye on the cluster, then fetch it from its worker."""
-        for _ in range(_MAX_HAND_OVERS):
+        # A worker may die between the end of a task and the fetching of its result. Where
+        # no other may run the task again, that is to be found out soon.
+        limit_s = self._worker_timeout_s
+        patience_s = limit_s if home is None else min(_FIRST_PATIENCE_S, limit_s)
+        tries = 0
+        while tries < _MAX_HAND_OVERS:
             self._await_done(future, what, pending, home)
             try:
-                return future.result(timeout=self._worker_timeout_s)
+                return future.result(timeout=patience_s)
             except (TimeoutError, distributed.TimeoutError):
                 # Lost on the way: the scheduler has it made again, if there is a worker.
                 if not self._ask_threads():
                     raise self._no_workers(self._worker_timeout_s) from None
+                tries += patience_s >= limit_s
+                patience_s = min(2 * patience_s, limit_s)
             except DaskLoaderError:
                 raise
             except Exception as error:
