@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -160,14 +161,14 @@ def _can_become(source: str, target: str) -> bool:
 
 def _dtype(name: Any, value: Any) -> str:
     # torch writes its dtypes as "torch.float32"; torch itself is not loaded here.
-    try:
-        dtype = np.dtype(str(value).removeprefix("torch."))
-    except TypeError:
-        try:
-            dtype = np.dtype(value)
-        except TypeError:
-            dtype = np.dtype(object)
-    if dtype.kind not in _KINDS or dtype.itemsize > 8:
+    dtype = np.dtype(object)
+    for spelling in (str(value).removeprefix("torch."), value):
+        # NumPy raises whatever its parser does; and takes None for float64.
+        with suppress(TypeError, ValueError, SyntaxError):
+            if spelling is not None:
+                dtype = np.dtype(spelling)
+                break
+    if dtype.kind not in _KINDS or dtype.itemsize > 8 or not dtype.isnative:
         raise ConfigError(
             f"dtypes={{{name!r}: {value!r}}} is no dtype that NumPy and torch share; give "
             "torch.float32, torch.int64, torch.bool or the like"
