@@ -75,7 +75,8 @@ def _check(
         low, high = values.min().item(), values.max().item()
     if low < bounds[0] or high > bounds[1]:
         worst = low if low < bounds[0] else high
+        rounds = dtype.kind == "f" and bounds[1] < float(np.finfo(dtype).max)
         raise MisfitError(
             f"{worst!r} does not fit {dtype}, which holds {bounds[0]!r} to "
-            f"{bounds[1]!r}" + (" exactly" if dtype.kind == "f" else "")
+            f"{bounds[1]!r}" + (" exactly" if rounds else "")
         )
