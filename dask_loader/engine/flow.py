@@ -53,9 +53,7 @@ class Flow:
         fits = windows + besides + kept_bytes <= self._max_bytes
         return fits and self.num_tasks < self._max_tasks
 
-    def submitted(
-        self, number: int, num_bytes: int, *, besides_bytes: int = 0
-    ) -> None:
+    def submitted(self, number: int, num_bytes: int, *, besides_bytes: int = 0) -> None:
         """Count a window as on its way."""
         self._planned[number] = num_bytes
         self._besides[number] = besides_bytes
