@@ -272,15 +272,19 @@ class DaskEngine:
         Returns:
             The results of those that answered in time.
         """
-        try:
-            answers = self._client.sync(
-                self._client._run,
-                function,
-                item,
-                workers=workers,
-                on_error="return",
-                callback_timeout=_ASK_TIMEOUT_S,
+
+        async def ask(address: str) -> Any:
+            # One by one: a worker that is silent must not silence the others.
+            answering = self._client._run(
+                function, item, workers=[address], on_error="return"
             )
+            return (await asyncio.wait_for(answering, _ASK_TIMEOUT_S))[address]
+
+        async def ask_all() -> list[Any]:
+            return await asyncio.gather(*map(ask, workers), return_exceptions=True)
+
+        try:
+            answers = dict(zip(workers, self._client.sync(ask_all), strict=True))
         except Exception as error:  # tcp, tls and rpc failures have no common class
             log.debug("no answer from %s: %s", workers, error)
             return {}

@@ -157,10 +157,10 @@ def _arm(folder: str, what: int, after: int, when_whole: bool) -> None:
 
 @pytest.fixture
 def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
-    """start_faulty(num_workers=, nthreads=) -> Faulty, ended after the test."""
+    """start_faulty(num_workers=, ttl=) -> Faulty, ended after the test."""
     with ExitStack() as stack:
 
-        def start(*, num_workers: int = 2, nthreads: int = 1) -> Faulty:
+        def start(*, num_workers: int = 2, ttl: str = "4 s") -> Faulty:
             file = tmp_path / "scheduler.json"
             stack.enter_context(
                 _process(
@@ -168,7 +168,7 @@ def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
                     "distributed.cli.dask_scheduler",
                     *("--host", _HOST, "--port", "0", "--no-show", "--no-dashboard"),
                     *("--scheduler-file", str(file)),
-                    DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL="4 s",
+                    DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=ttl,
                 )
             )
             until(lambda: _address_in(file), "a scheduler file")
@@ -178,7 +178,7 @@ def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
                     _process(
                         tmp_path / f"worker-{number}.log",
                         "distributed.cli.dask_worker",
-                        *(address, "--no-nanny", "--nthreads", str(nthreads)),
+                        *(address, "--no-nanny", "--nthreads", "1"),
                         *("--no-dashboard", "--host", _HOST),
                         *("--local-directory", str(tmp_path)),
                     )

@@ -117,3 +117,21 @@ def test_a_worker_that_stays_stopped_holds_up_nothing_but_its_own_window(
         dataset.set_epoch(0)
         assert_same(list(dataset), wanted)
     assert not faulty.went_on
+
+
+def test_a_worker_that_does_not_answer_keeps_no_other_from_sharing_memory(
+    start_faulty, wide_data, assert_same
+):
+    options = {"batch_size": 500, "shuffle_window": 1000, "memory_limit": "64 MiB"}
+    with ParquetDataset(wide_data, client="threads", **options) as dataset:
+        wanted = list(dataset)
+    faulty = start_faulty(num_workers=2, ttl="5 minutes")
+    silent, other = sorted(faulty.client.scheduler_info()["workers"])
+    pid = faulty.client.run(os.getpid, workers=[silent])[silent]
+    os.kill(pid, signal.SIGSTOP)
+    with ParquetDataset(wide_data, client=faulty.address, **options) as dataset:
+        engine = dataset._pipeline().engine
+        assert engine.slots() == 2
+        os.kill(pid, signal.SIGCONT)
+        assert engine._sharing._shares == {silent: False, other: True}
+        assert_same(list(dataset), wanted)
