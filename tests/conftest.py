@@ -75,14 +75,26 @@ def _cheap_collections() -> Iterator[None]:
 
 
 def _descriptors() -> set[str]:
-    """What each open descriptor refers to, without those that belong to no test."""
+    """What is open or mapped, without what belongs to no test."""
     found = []
     for fd in os.listdir("/proc/self/fd"):
         try:
-            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+            target = os.readlink(f"/proc/self/fd/{fd}")
+            if "memfd:dask-loader" in target:  # all have the same name
+                target += f" {os.fstat(int(fd)).st_ino}"
         except OSError:  # closed between listing and reading
             continue
-    return {t for t in found if t.endswith((".parquet", ".lock")) or "/shm/" in t}
+        found.append(target)
+    kept = {
+        t
+        for t in found
+        if t.endswith((".parquet", ".lock")) or "/shm/" in t or "memfd:dask" in t
+    }
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        name = line[line.find("/") :]
+        if line.endswith(".parquet") or "memfd:dask-loader" in name:
+            kept.add(f"mapped {name} {line.split()[4]}")
+    return kept
 
 
 @pytest.fixture(autouse=True)
