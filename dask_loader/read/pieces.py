@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -25,6 +26,9 @@ DECODING_BYTES = 8 << 20
 _MIXED_BYTES = 24 << 20
 # Where the width of a row is not known (text), as pyarrow's own default.
 _TEXT_ROW_BYTES = 256
+
+
+_ranges: WeakKeyDictionary[pq.ParquetFile, dict[str, range]] = WeakKeyDictionary()
 
 
 def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
@@ -144,11 +148,14 @@ def kept_tables(
         BadFileError: They cannot be decoded.
     """
     names = [form.name for form in forms]
-    ranges = leaf_ranges(file.schema_arrow)
-    wanted = [n for n in ranges if n in {*names, *options.filter_columns}]
+    ranges = _ranges_of(file)
+    needed = {*names, *options.filter_columns}
+    wanted = [n for n in ranges if n in needed]
     leaves = [leaf for name in wanted for leaf in ranges[name]]
     row_bytes = sum(form.row_bytes for form in forms)
-    limit = min(max_rows, _piece_rows(file, task.row_group, leaves, row_bytes))
+    all_fixed = len(needed) == len(names) and all(form.is_fixed for form in forms)
+    unknown = () if all_fixed else leaves  # whose width only the footer tells
+    limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
     for table in (_whole if whole else _batches)(file, task, leaves, limit):
@@ -163,13 +170,21 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     Raises:
         BadFileError: It cannot be decoded.
     """
-    ranges = leaf_ranges(file.schema_arrow)
+    ranges = _ranges_of(file)
     leaves = [leaf for name in options.filter_columns for leaf in ranges[name]]
     limit = _piece_rows(file, task.row_group, leaves, 0)
     return sum(
         int(table.filter(options.expression).num_rows)
         for table in _batches(file, task, leaves, limit)
     )
+
+
+def _ranges_of(file: pq.ParquetFile) -> dict[str, range]:
+    # Asked for with each bundle of columns, and slow for a thousand of them.
+    found = _ranges.get(file)
+    if found is None:
+        found = _ranges[file] = leaf_ranges(file.schema_arrow)
+    return found
 
 
 def _whole(

@@ -9,6 +9,7 @@ to). Text and binary stay Arrow arrays.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -124,7 +125,7 @@ def kind_of(group: ColumnGroup) -> GroupKind:
 def make_group(kind: GroupKind, num_rows: int, block: Block) -> ColumnGroup:
     """Put a group over its block."""
     columns = block.view(kind.dtype).reshape(len(kind.names), -1)
-    items = num_rows * int(np.prod(kind.shape, dtype=np.int64))
+    items = num_rows * math.prod(kind.shape)
     data = columns[:, :items].reshape(len(kind.names), num_rows, *kind.shape)
     return ColumnGroup(*kind, block, data)
 
