@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 
@@ -31,6 +31,8 @@ CHAIN_BYTES = 64 << 20
 # More chains are read at once only where a rank has more splits in huge row groups; the
 # one whose use lies longest back is decoded anew if its turn comes.
 _MAX_CHAINS = 8
+# Ends of streams that are remembered, for tasks that begin a moment later.
+_MAX_ENDED = 64
 # Rows that a cursor decodes at once take about this much: what is left of a batch when a
 # window ends waits for the next window.
 _BATCH_BYTES = 2 << 20
@@ -50,6 +52,7 @@ class Chains:
         self._files = files
         self._lock = threading.Lock()
         self._chains: OrderedDict[str, Chain] = OrderedDict()
+        self._ended: deque[str] = deque(maxlen=_MAX_ENDED)
 
     def __len__(self) -> int:
         return len(self._chains)
@@ -66,6 +69,8 @@ class Chains:
             chain = self._chains.get(task.chain)
             if chain is None:
                 chain = self._chains[task.chain] = Chain(self._files)
+                # A task that was under way when its stream ended: nothing goes on with it.
+                chain.has_ended = task.chain.startswith(tuple(self._ended))
             self._chains.move_to_end(task.chain)
             chain.announce(task.slices[0])
             idle = [k for k, c in self._chains.items() if not c.is_busy]
@@ -93,6 +98,7 @@ class Chains:
     def end(self, prefix: str) -> None:
         """Close the chains whose names begin so, each when nobody reads it any more."""
         with self._lock:
+            self._ended.append(prefix)
             ended = [key for key in self._chains if key.startswith(prefix)]
             for key in ended:
                 self._chains[key].has_ended = True

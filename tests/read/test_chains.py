@@ -365,6 +365,24 @@ def test_a_chain_that_is_ended_while_it_is_read_is_closed_after_that(path, cut):
     assert not mapped(path)
 
 
+def test_a_window_that_begins_after_its_streams_end_leaves_no_chain(path, cut):
+    files = OpenFiles()
+    chains = Chains(files)
+    late, other = cut(path, BOUNDS, chain="t/1/c"), cut(path, BOUNDS, chain="t/11/c")
+    chains.end("t/1/")
+    assert_same(read(chains, files, late[0]), alone(late[0]))
+    assert len(chains) == 0
+    read(chains, files, other[0])
+    assert len(chains) == 1
+    for number in range(1000):  # what is remembered is bounded
+        chains.end(f"u/{number}/")
+    assert len(chains._ended) < 100
+    chains.close()
+    assert len(chains) == 0
+    files.close()
+    assert not mapped(path)
+
+
 def test_idle_chains_are_dropped_and_busy_ones_are_not(path, cut):
     files = OpenFiles()
     chains = Chains(files)
