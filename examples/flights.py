@@ -104,7 +104,9 @@ def read_blocks(source: Path) -> Iterator[pa.Table]:
     try:
         with (
             zipfile.ZipFile(source) as archive,
-            archive.open("flights.csv") as file,
+            # All of it (30 MB): Arrow's threads must not call back into Python while a
+            # program ends.
+            pa.BufferReader(archive.read("flights.csv")) as file,
             pyarrow.csv.open_csv(
                 file, read_options=read, convert_options=convert
             ) as reader,

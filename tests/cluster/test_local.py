@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import os
 import signal
 import socket
@@ -209,12 +208,13 @@ def test_an_interrupted_start_leaves_nothing(
 
     def interrupt() -> None:
         wait_until(lambda: children() - before, "a worker's program")
-        _thread.interrupt_main()
+        # As Ctrl-C does: a signal, which also ends a wait.
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
     with pytest.raises(KeyboardInterrupt):
-        cluster.launch("local", workers=2)
+        cluster.launch("local", workers=2).close()
     thread.join()
     assert children() == before
 
