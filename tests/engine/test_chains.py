@@ -328,6 +328,7 @@ def counting_client(local_cluster) -> Iterator[distributed.Client]:
     client.close()
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("way", ["memory", "comm"])
@@ -346,6 +347,7 @@ def test_a_cluster_of_two_decodes_each_row_group_once_in_an_epoch(
         assert set(counting_client.run(_num_chains).values()) == {0}
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_splits_with_filters_on_a_cluster_are_as_on_threads(
     path, local_cluster, counting_client, without_chains
@@ -361,6 +363,7 @@ def test_splits_with_filters_on_a_cluster_are_as_on_threads(
         assert same(list(dataset), wanted)
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 def test_an_abandoned_epoch_leaves_no_chain_on_the_workers(
     path, local_cluster, counting_client
@@ -385,6 +388,7 @@ def _ends(client: distributed.Client) -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.faults
 @pytest.mark.slow
