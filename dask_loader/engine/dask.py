@@ -313,8 +313,11 @@ class DaskEngine:
                 return future.result(timeout=patience_s)
             except (TimeoutError, distributed.TimeoutError):
                 # Lost on the way: the scheduler has it made again, if there is a worker.
-                if not self._ask_threads():
+                workers = self._ask_threads()
+                if not workers:
                     raise self._no_workers(self._worker_timeout_s) from None
+                if home is not None and home not in workers:
+                    raise _HomeLostError from None
                 tries += patience_s >= limit_s
                 patience_s = min(2 * patience_s, limit_s)
             except DaskLoaderError:
