@@ -108,12 +108,12 @@ def test_of_a_consumer_that_was_killed_no_memory_is_left(
     start_faulty, wide_data, monkeypatch, wait_until
 ):
     monkeypatch.setenv("DASK_LOADER_HAND_OVER", "memory")
-    before = set(Path("/dev/shm").iterdir())
     faulty = start_faulty(num_workers=2)
     pids = list(faulty.client.run(_pid).values())
     place = killed_consumer(wide_data, faulty.address)
     assert place == "anonymous shared memory"
-    assert set(Path("/dev/shm").iterdir()) == before
+    # Of ours: other programs have files there too, now and then.
+    assert list(Path("/dev/shm").glob("dask-loader-*")) == []
     wait_until(
         lambda: not any(maps_slab(pid) for pid in pids),
         "the workers let go of the dead consumer's slabs",
