@@ -279,6 +279,18 @@ def test_an_unreachable_scheduler_is_named_with_the_time_that_was_waited(small_d
 # ---- workers that die ---------------------------------------------------------------
 
 
+def _living(client: distributed.Client) -> int:
+    """The process id of a worker that answers.
+
+    One that was killed before may still be on the scheduler's list, alone.
+    """
+    deadline = time.monotonic() + 120
+    while not (pids := client.run(os.getpid, on_error="ignore")):
+        assert time.monotonic() < deadline, "no worker answers"
+        time.sleep(0.05)  # polling a condition, with a deadline
+    return next(iter(pids.values()))
+
+
 @pytest.mark.slow
 @pytest.mark.faults
 @pytest.mark.parametrize(
@@ -298,9 +310,7 @@ def test_killed_workers_change_no_batch(small_data, num_workers, shuffle):
         for number, batch in enumerate(dataset):
             got.append(batch)
             if number in (0, 7, 100):
-                # One that was killed before may still be on the scheduler's list.
-                pids = client.run(os.getpid, on_error="ignore")
-                os.kill(next(iter(pids.values())), signal.SIGKILL)
+                os.kill(_living(client), signal.SIGKILL)
                 failing.wait_for_workers(1)
     assert len(got) == len(wanted)
     for mine, theirs in zip(got, wanted, strict=True):
