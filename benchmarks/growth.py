@@ -124,7 +124,7 @@ def plan_once(num_groups: int, world_size: int, shuffle: bool) -> dict[str, Any]
     course = Course(catalog, options)
     timed(seconds, "fingerprints", catalog.fingerprints)
     deal = timed(seconds, "len", lambda: course.deal(world))
-    run = timed(seconds, "plan", lambda: course.plan(world, 0))
+    run = timed(seconds, "plan", lambda: course.plan_whole(world, 0))
     steps = walk(run.epoch, run.deal, world.rank)
     first = timed(seconds, "first_step", lambda: next(steps))
     timed(seconds, "999_steps_more", lambda: list(islice(steps, 999)))
@@ -146,7 +146,7 @@ def plan_once(num_groups: int, world_size: int, shuffle: bool) -> dict[str, Any]
 def _explained(
     course: Course, world: World, options: DatasetOptions
 ) -> tuple[int, int]:
-    run = course.plan(world, course.next_epoch())
+    run = course.plan_next(world)
     catalog = course._catalog
     return run.deal.splits_in_hand(world.rank), window_bytes(catalog, options)
 

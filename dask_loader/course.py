@@ -11,12 +11,13 @@ from collections.abc import Generator
 from contextlib import closing
 from typing import Any, TypeVar
 
-from dask_loader.batch.epochs import EpochCounter
+from dask_loader.batch.epochs import MAX_STAGES, EpochCounter, Start
 from dask_loader.catalog.catalog import Catalog
 from dask_loader.errors import ConfigError, ResumeError
 from dask_loader.options import DatasetOptions
-from dask_loader.plan.position import make_state, read_state
+from dask_loader.plan.position import OrderFacts, Position, make_state, read_state
 from dask_loader.plan.share import Deal
+from dask_loader.plan.stage import Stage, next_stages
 from dask_loader.run import (
     Progress,
     Run,
@@ -46,8 +47,8 @@ class Course:
 
     # ---- planning ---------------------------------------------------------------------
 
-    def plan(self, world: World, epoch: int, *, first: int = 0) -> Run:
-        """Plan an epoch from position `first` on; fixes num_splits at the first use.
+    def plan(self, world: World, start: Start) -> Run:
+        """Plan an epoch from a place in it on; fixes num_splits at the first use.
 
         Raises:
             PlanError: It cannot be kept within memory_limit.
@@ -60,21 +61,25 @@ class Course:
             self._catalog,
             self._options,
             world,
-            epoch=epoch,
-            num_splits=splits,
-            first=first,
+            epoch=start.epoch,
+            stages=start.stages or (Stage(0, splits),),
+            first=start.rows,
         )
+
+    def plan_whole(self, world: World, epoch: int) -> Run:
+        """Plan a whole epoch."""
+        return self.plan(world, Start(epoch, 0, ()))
+
+    def plan_next(self, world: World) -> Run:
+        """Plan what an iteration without workers would read, and begin nothing."""
+        return self.plan(world, self._counter.start(self._counter.peek()))
 
     def deal(self, world: World) -> Deal:
         """Return how a whole epoch is dealt; fixes nothing."""
         splits = self._counter.num_splits or auto_num_splits(
             self._catalog, self._options, world
         )
-        return make_deal(self._catalog, self._options, world, num_splits=splits)
-
-    def next_epoch(self) -> int:
-        """Return the next epoch of an iteration without workers."""
-        return self._counter.peek()
+        return make_deal(self._catalog, self._options, world, stage=Stage(0, splits))
 
     # ---- beginning --------------------------------------------------------------------
 
@@ -91,15 +96,14 @@ class Course:
 
     def begin(self, world: World) -> Run:
         """Begin the next epoch in the main process."""
-        epoch = self._counter.begin()
-        run = self.plan(world, epoch, first=self._counter.first_rows(epoch))
+        run = self.plan(world, self._counter.start(self._counter.begin()))
         self._counter.forget_position()
         return run
 
     def begin_in_worker(self, world: World, worker: int, num_workers: int) -> Run:
         """Begin the next epoch in one of num_workers DataLoader workers."""
         epoch = self._counter.begin(worker, num_workers)
-        return self.plan(world, epoch, first=self._counter.first_rows(epoch))
+        return self.plan(world, self._counter.start(epoch))
 
     def count(
         self, run: Run, items: Generator[Item, None, None]
@@ -112,40 +116,59 @@ class Course:
 
     def state(self, world: World) -> dict[str, Any]:
         """Return where the run stands, after the batch handed out last."""
-        progress = self._progress
-        if progress is None:
-            epoch = self._counter.peek()
-            first = self._counter.first_rows(epoch)
-            progress = Progress(self.plan(world, epoch, first=first))
-        facts = facts_of(self._catalog, self._options)
-        return make_state(facts, progress.position())
+        progress = self._progress or Progress(self.plan_next(world))
+        return make_state(self.facts(), progress.position())
 
-    def load(self, state: Any, world: World) -> None:
+    def facts(self) -> OrderFacts:
+        """Return what the order depends on."""
+        return facts_of(self._catalog, self._options)
+
+    def load(self, state: Any, world: World, *, strict: bool = True) -> None:
         """Make the next iteration begin where a state says.
 
         Raises:
             ResumeError: The state is none, or was made from something else.
         """
-        position = read_state(state, facts_of(self._catalog, self._options))
-        asked = self._options.num_splits
-        if asked is not None and asked != position.num_splits:
-            raise ResumeError(
-                f"the checkpoint was made with num_splits={position.num_splits!r}, this "
-                f"dataset has num_splits={asked!r}, which is another order; leave "
-                "num_splits out to keep the checkpoint's"
-            )
+        position, harmless = read_state(state, self.facts(), strict=strict)
+        for reason in harmless:
+            _warn(f"the checkpoint was made with {reason}; the order is the same")
         step_rows = self.deal(world).step_rows
         if step_rows != position.step_rows:
-            warnings.warn(
+            _warn(
                 f"the checkpoint was made with global batches of {position.step_rows} "
                 f"rows, this run has {step_rows} (batch_size times world_size): the rows "
-                "left come once each and in the same order, in other batches",
-                stacklevel=3,
+                "left come once each and in the same order, in other batches"
             )
-        self._counter.num_splits = position.num_splits
+        stages = self._stages_from(position)
+        self._counter.num_splits = stages[-1].num_splits
         over = position.rows >= self._catalog.total_rows
-        self._counter.resume(position.epoch + over, 0 if over else position.rows)
+        self._counter.resume(
+            Start(position.epoch + 1, 0, ())
+            if over
+            else Start(position.epoch, position.rows, stages)
+        )
         self._progress = None
+
+    def _stages_from(self, position: Position) -> tuple[Stage, ...]:
+        """Return a position's stages, with one more where the user asks for a re-cut."""
+        stages, asked = position.stages, self._options.num_splits
+        if asked is None or asked == stages[-1].num_splits:
+            return stages
+        if 0 < position.rows < self._catalog.total_rows:
+            _warn(
+                f"the checkpoint was made with num_splits={stages[-1].num_splits!r}, this "
+                f"dataset has num_splits={asked!r}: the rows left come once each, dealt "
+                "anew, in another order than they would have had; leave num_splits out to "
+                "keep the checkpoint's"
+            )
+        anew = next_stages(stages, position.rows, asked)
+        if len(anew) > MAX_STAGES:
+            raise ResumeError(
+                f"num_splits={asked!r} would be the {len(anew)}th num_splits within epoch "
+                f"{position.epoch}, at most {MAX_STAGES} are kept; leave num_splits out to "
+                f"keep the checkpoint's, which is {stages[-1].num_splits!r}"
+            )
+        return tuple(anew)
 
     def seek(self, epoch: int, step: int, world: World) -> None:
         """Make the next iteration begin at a step of an epoch.
@@ -162,7 +185,8 @@ class Course:
                 f"step={step!r} must be a whole number from 0 to {num_steps}, the steps "
                 "of an epoch"
             )
-        self._counter.resume(epoch, min(step * deal.step_rows, deal.num_rows))
+        rows = min(step * deal.step_rows, deal.num_rows)
+        self._counter.resume(Start(epoch, rows, ()))
         self._progress = None
 
 
@@ -173,6 +197,11 @@ def _count_up(
         for item in items:
             progress.num_steps += 1
             yield item
+
+
+def _warn(text: str) -> None:
+    # The caller of the dataset's or the loader's method, or near it.
+    warnings.warn(text, stacklevel=4)
 
 
 def _require_epoch(epoch: Any) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
-from dask_loader.batch.epochs import Announcement
+from dask_loader.batch.epochs import Announcement, Start
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
@@ -201,7 +201,7 @@ class ParquetDataset(IterableDataset[Any]):
     def explain(self) -> str:
         """Describe the plan for this rank in a few lines of text."""
         world = self.world
-        run = self._course.plan(world, self._course.next_epoch())
+        run = self._course.plan_next(world)
         catalog, options = self._catalog, self._options
         size = window_bytes(catalog, options)
         decoded = int(catalog.num_bytes.sum())
@@ -258,7 +258,7 @@ class ParquetDataset(IterableDataset[Any]):
             return self._course.count(run, self._iterate(run, Turn()))
         turn = Turn(worker=worker.id, num_workers=worker.num_workers)
         if self._announcement is not None:
-            return self._send_windows(turn, *self._announcement.read())
+            return self._send_windows(turn, self._announcement.read())
         run = self._course.begin_in_worker(self.world, worker.id, worker.num_workers)
         return self._iterate(run, turn)
 
@@ -277,19 +277,28 @@ class ParquetDataset(IterableDataset[Any]):
         self._require_batches("state_dict()")
         return self._course.state(self.world)
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Go on from a state: the next iteration begins there.
 
         Nothing is read again and skipped. Another world size, batch size, number of
         workers or cluster takes up exactly the rows that are left, in the same order;
-        another global batch size makes other batches of them, and is warned of.
+        another global batch size makes other batches of them, and is warned of. A dataset
+        that was given another num_splits deals the rows left anew, once each, in another
+        order, and warns; one that was given none keeps the state's.
+
+        Args:
+            state: What state_dict() returned, perhaps by way of JSON.
+            strict: With False, what differs without changing the order is a warning: files
+                at the same place that were written again with the same sizes and footers;
+                other columns, where windows are counted in rows or shuffle=False; another
+                seed or shuffle_window with shuffle=False.
 
         Raises:
             ResumeError: The state is none, or was made from other data, columns, filters,
-                shuffle, seed, shuffle_window or num_splits.
+                shuffle, seed or shuffle_window.
         """
         self._require_batches("load_state_dict()")
-        self._course.load(state, self.world)
+        self._course.load(state, self.world, strict=strict)
 
     def seek(self, epoch: int, step: int) -> None:
         """Make the next iteration begin at a step of an epoch, without reading up to it.
@@ -306,7 +315,7 @@ class ParquetDataset(IterableDataset[Any]):
 
     def take(self, num_items: int) -> list[Any]:
         """Return the first batches (or rows) of epoch 0, to look at. Counts no epoch."""
-        items = self._iterate(self._course.plan(self.world, 0), Turn())
+        items = self._iterate(self._course.plan_whole(self.world, 0), Turn())
         try:
             return list(islice(items, num_items))
         finally:
@@ -330,7 +339,7 @@ class ParquetDataset(IterableDataset[Any]):
         # Dask takes equal names for equal results: no two datasets may share one.
         name = f"read-partition-{uuid.uuid4().hex}"
         make = delayed(run_table, pure=False)
-        run = self._course.plan(self.world, epoch)
+        run = self._course.plan_whole(self.world, epoch)
         return [
             make(task, rows, dask_key_name=(name, run.world.rank, epoch, number))
             for number, (task, rows) in enumerate(self._pipeline().partitions(run))
@@ -391,11 +400,9 @@ class ParquetDataset(IterableDataset[Any]):
         """Hand on a run's batches, counting them for state_dict()."""
         return self._course.count(run, batches)
 
-    def _send_windows(
-        self, turn: Turn, epoch: int, first: int
-    ) -> Iterator[Sent | SentError]:
+    def _send_windows(self, turn: Turn, start: Start) -> Iterator[Sent | SentError]:
         try:
-            run = self._course.plan(self.world, epoch, first=first)
+            run = self._course.plan(self.world, start)
             for window in self._pipeline().windows(run, turn):
                 sent = self._outbox.send(window)
                 del window

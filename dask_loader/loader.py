@@ -18,7 +18,7 @@ from dask_loader.batch.device import (
     make_backend,
     resolve_device,
 )
-from dask_loader.batch.epochs import Announcement
+from dask_loader.batch.epochs import Announcement, Start
 from dask_loader.batch.pinned import (
     CudaPins,
     PinnedBlocks,
@@ -126,9 +126,13 @@ class DataLoader(TorchDataLoader[Any]):
         """Return where the run stands, by batches handed out; see ParquetDataset."""
         return self._parquet.state_dict()
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
         """Go on from a state at the next iteration; see ParquetDataset."""
-        self._parquet.load_state_dict(state)
+        self._parquet.load_state_dict(state, strict=strict)
+
+    def seek(self, epoch: int, step: int) -> None:
+        """Begin the next iteration at a step of an epoch; see ParquetDataset."""
+        self._parquet.seek(epoch, step)
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Begin the next epoch, or go on from a loaded state."""
@@ -155,7 +159,9 @@ class DataLoader(TorchDataLoader[Any]):
         if not self.persistent_workers:  # each iteration has workers of its own
             init = self.worker_init_fn = _WorkerInit(self._user_init)
         assert isinstance(init, _WorkerInit)
-        init.announcement.write(run.epoch.number, run.deal.first)
+        init.announcement.write(
+            Start(run.epoch.number, run.deal.first, run.epoch.stages)
+        )
         # torch's thread that pins would be handed windows. Batches are pinned here.
         given, self.pin_memory = self.pin_memory, False
         try:

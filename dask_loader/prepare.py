@@ -20,6 +20,7 @@ from dask_loader.engine.base import Engine
 from dask_loader.errors import DaskLoaderError, NullError
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.schedule import Request
+from dask_loader.plan.stage import Stage
 from dask_loader.read.count import count_rows
 from dask_loader.read.nulls import make_null_policy, null_error
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
@@ -107,11 +108,9 @@ def window_task(
     ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
     # Only a slice larger than a window is cut into several, each a window of its own.
     piece = window.slices[-1]
-    last = run.epoch.split(request.split).num_windows - 1
-    continues = (
-        piece.stop < int(catalog.num_kept[piece.group]) and request.split_window < last
-    )
-    chained = continues or (piece.start > 0 and request.split_window > 0)
+    last = run.epoch.split(window.split).num_windows - 1
+    continues = piece.stop < int(catalog.num_kept[piece.group]) and window.index < last
+    chained = continues or (piece.start > 0 and window.index > 0)
     in_chain = chained and len(window.slices) == 1
     return WindowTask(
         options=read_options,
@@ -119,7 +118,7 @@ def window_task(
         num_rows=window.num_rows,
         key=window.key,
         num_bytes=block_bytes(read_options.forms, window.num_rows) + max(0, texts),
-        chain=f"{request.split}/{piece.group}" if in_chain else None,
+        chain=f"{request.split}/{window.split}/{piece.group}" if in_chain else None,
         continues=in_chain and continues,
     )
 
@@ -132,10 +131,10 @@ def _sure_windows(
     In the files' order and one split, windows are taken greedily: all but the last, which
     the next file might join.
     """
-    run = make_run(front, options, World(0, 1), epoch=0, num_splits=1)
+    run = make_run(front, options, World(0, 1), epoch=0, stages=(Stage(0, 1),))
     num_sure = run.epoch.split(0).num_windows - 1
     return [
-        window_task(front, read_options, run, Request(i, 0, i, run.epoch.window(0, i)))
+        window_task(front, read_options, run, Request(i, 0, run.epoch.window(0, i)))
         for i in range(min(num_sure, Ahead.MAX_WINDOWS))
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,6 +12,7 @@ from dask_loader.options import DatasetOptions, check_memory
 from dask_loader.plan.epoch import Epoch, Groups, Order, default_num_splits
 from dask_loader.plan.position import OrderFacts, Position
 from dask_loader.plan.share import Deal
+from dask_loader.plan.stage import Stage
 from dask_loader.world import World
 
 # batch_size=None: rows are taken from steps of this many.
@@ -70,7 +72,7 @@ class Progress:
         return Position(
             epoch=self.run.epoch.number,
             rows=rows,
-            num_splits=deal.num_splits,
+            stages=self.run.epoch.stages,
             step_rows=deal.step_rows,
         )
 
@@ -113,6 +115,7 @@ def facts_of(catalog: Catalog, options: DatasetOptions) -> OrderFacts:
     prints = catalog.fingerprints()
     return OrderFacts(
         **prints,
+        num_files=len(catalog.files),
         num_rows=catalog.total_rows,
         shuffle=options.shuffle,
         seed=options.seed,
@@ -125,13 +128,14 @@ def make_deal(
     options: DatasetOptions,
     world: World,
     *,
-    num_splits: int,
+    stage: Stage,
     first: int = 0,
 ) -> Deal:
     """Return how the epoch is dealt over the ranks, from position `first` on."""
     return Deal(
         num_rows=catalog.total_rows,
-        num_splits=num_splits,
+        num_splits=stage.num_splits,
+        stage_start=stage.start,
         world_size=world.world_size,
         batch_size=options.batch_size or ROWS_PER_STEP,
         first=first,
@@ -146,7 +150,7 @@ def make_run(
     world: World,
     *,
     epoch: int,
-    num_splits: int,
+    stages: Sequence[Stage],
     first: int = 0,
 ) -> Run:
     """Plan one epoch for one rank, from position `first` on. Nothing is read.
@@ -154,21 +158,21 @@ def make_run(
     Raises:
         PlanError: It cannot be kept within memory_limit.
     """
-    deal = make_deal(catalog, options, world, num_splits=num_splits, first=first)
+    deal = make_deal(catalog, options, world, stage=stages[-1], first=first)
     in_hand = deal.splits_in_hand(world.rank)
     size = window_bytes(catalog, options)
     check_memory(
         splits_in_hand=in_hand,
         window_bytes=int(size * catalog.growth),
         memory_bytes=options.memory_bytes,
-        num_splits=num_splits,
+        num_splits=deal.num_splits,
         world_size=world.world_size,
     )
     window, in_bytes = options.window
     order = Order(
         shuffle=options.shuffle,
         seed=options.seed,
-        num_splits=num_splits,
+        num_splits=stages[0].num_splits,
         window=window,
         window_in_bytes=in_bytes,
     )
@@ -177,7 +181,7 @@ def make_run(
     row_bytes = max(1, groups_of(catalog).kept_bytes // max(1, catalog.total_rows))
     turn = max(1, in_hand * size // row_bytes // ROWS_PER_STEP)
     return Run(
-        epoch=Epoch(groups_of(catalog), order, epoch),
+        epoch=Epoch(groups_of(catalog), order, epoch, stages),
         deal=deal,
         world=world,
         rows_turn=turn,

@@ -131,7 +131,7 @@ def test_a_state_fits_a_dataset_with_other_dtypes(folder) -> None:
         columns=["id", "i"],
         shuffle=True,
         dtypes={"i": torch.float32},
-        num_splits=state["num_splits"],
+        num_splits=state["stages"][-1][1],
     ) as other:
         other.load_state_dict(state)
         assert [batch["id"].tolist() for batch in other] == left

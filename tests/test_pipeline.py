@@ -20,6 +20,7 @@ from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.pipeline import Pipeline, make_engine
 from dask_loader.plan.schedule import Turn
+from dask_loader.plan.stage import Stage
 from dask_loader.prepare import load_catalog
 from dask_loader.run import Run, auto_num_splits, make_run
 from dask_loader.world import World
@@ -64,7 +65,7 @@ class Opened:
         world = World(rank, world_size)
         splits = auto_num_splits(self.catalog, self.options, world)
         return make_run(
-            self.catalog, self.options, world, epoch=epoch, num_splits=splits
+            self.catalog, self.options, world, epoch=epoch, stages=(Stage(0, splits),)
         )
 
 

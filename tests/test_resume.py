@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import warnings
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -132,10 +134,10 @@ def test_after_the_end_of_an_epoch_the_next_one_begins(data: str) -> None:
     assert (state["epoch"], state["rows"]) == (0, ROWS)
     with make(data, batch_size=60) as dataset:
         dataset.set_epoch(1)
-        dataset.load_state_dict({**state, "num_splits": state["num_splits"]})
+        dataset.load_state_dict(state)
         assert dataset.state_dict()["epoch"] == 1
         resumed = ids(dataset)
-    with make(data, batch_size=60, num_splits=state["num_splits"]) as dataset:
+    with make(data, batch_size=60, num_splits=state["stages"][0][1]) as dataset:
         dataset.set_epoch(1)
         assert resumed == ids(dataset)
 
@@ -190,7 +192,6 @@ def test_seeking_outside_of_the_epoch_is_refused(data: str, step: Any) -> None:
         ({"filters": [("id", ">", 3)]}, "other filters"),
         ({"shuffle_window": 71}, "another shuffle_window"),
         ({"shuffle": False}, "another shuffle"),
-        ({"num_splits": 5}, "num_splits=2, this dataset has num_splits=5"),
     ],
 )
 def test_a_state_of_another_dataset_is_refused(
@@ -233,3 +234,158 @@ def test_a_dataloader_worker_has_no_state_of_the_rank(data: str) -> None:
         )
         with pytest.raises(ConfigError, match="was called in a DataLoader worker"):
             next(iter(loader))
+
+
+# ---- files that changed, or only look as if -------------------------------------------
+
+
+def test_files_written_again_are_refused_unless_not_strict(
+    data: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.parquet"
+    path.write_bytes(Path(data).read_bytes())
+    state = state_after(str(path), 2)
+    os.utime(path, ns=(1, 1))
+    with make(str(path), rank=0, world_size=2, batch_size=30) as dataset:
+        with pytest.raises(ResumeError, match="written again since"):
+            dataset.load_state_dict(state)
+        with pytest.warns(UserWarning, match="written again since.*order is the same"):
+            dataset.load_state_dict(state, strict=False)
+        assert ids(dataset) == read(data, 2)[0][2:]
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_files_with_other_content_or_another_number_are_refused(
+    tmp_path: Path, strict: bool
+) -> None:
+    table = pa.table({"id": range(100), "x": [0.5] * 100})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=50)
+    state = state_after(str(tmp_path), 1)
+    pq.write_table(table, tmp_path / "b.parquet", row_group_size=50)
+    with make(str(tmp_path), batch_size=60) as dataset:
+        with pytest.raises(ResumeError, match="num_files was 1 and is 2"):
+            dataset.load_state_dict(state, strict=strict)
+    (tmp_path / "b.parquet").unlink()
+    other = table.set_column(0, "id", [list(range(1, 101))])
+    pq.write_table(other, tmp_path / "a.parquet", row_group_size=50)
+    with make(str(tmp_path), batch_size=60) as dataset:
+        with pytest.raises(ResumeError, match="files with other content"):
+            dataset.load_state_dict(state, strict=strict)
+
+
+def test_other_columns_are_harmless_where_windows_count_rows(data: str) -> None:
+    state = state_after(data, 3)
+    with make(
+        data, rank=0, world_size=2, batch_size=30, columns=["id", "x"]
+    ) as dataset:
+        with pytest.warns(UserWarning, match="other columns.*the order is the same"):
+            dataset.load_state_dict(state, strict=False)
+        assert ids(dataset) == read(data, 2)[0][3:]
+
+
+# ---- another num_splits -----------------------------------------------------------------
+
+
+def rest_of(data: str, state: Any, world_size: int, **options: Any) -> list[Ids]:
+    ranks = []
+    for rank in range(world_size):
+        size = STEP_ROWS // world_size
+        with (
+            make(
+                data, rank=rank, world_size=world_size, batch_size=size, **options
+            ) as dataset,
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")
+            dataset.load_state_dict(state)
+            ranks.append(ids(dataset))
+    return ranks
+
+
+@pytest.mark.parametrize("cut", [0, 1, 9, 16])
+@pytest.mark.parametrize("num_splits", [1, 3, 8])
+def test_another_num_splits_deals_the_rows_left_anew(
+    data: str, num_splits: int, cut: int
+) -> None:
+    done = {i for rank in read(data, 2) for batch in rank[:cut] for i in batch}
+    state = state_after(data, cut)
+    by_world = [
+        global_batches(rest_of(data, state, world_size, num_splits=num_splits))
+        for world_size in (1, 2, 3)
+    ]
+    assert set().union(*by_world[0]) == set(range(ROWS)) - done
+    assert sum(map(len, by_world[0])) == ROWS - len(done)
+    assert by_world[0] == by_world[1] == by_world[2]
+
+
+def test_a_recut_is_told_of_and_kept_in_the_state(data: str) -> None:
+    with make(data, rank=0, world_size=2, batch_size=30, num_splits=5) as dataset:
+        with pytest.warns(
+            UserWarning, match="num_splits=2, this dataset has num_spl.*=5"
+        ):
+            dataset.load_state_dict(state_after(data, 4))
+        batches = iter(dataset)
+        next(batches)
+        state = dataset.state_dict()
+        assert state["stages"] == [[0, 2], [4 * STEP_ROWS, 5]]
+        left = ids(batches)
+        fresh = ids(dataset)  # the next epoch is cut in 5 from its begin
+    with make(data, rank=0, world_size=2, batch_size=30) as other:
+        other.load_state_dict(json.loads(json.dumps(state)))  # keeps the state's stages
+        assert ids(other) == left
+        assert ids(other) == fresh
+        assert other.state_dict()["stages"] == [[0, 5]]
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_recut_of_a_recut_loses_and_repeats_nothing(
+    data: str, num_workers: int
+) -> None:
+    seen: list[int] = []
+    state = None
+    for world_size, num_splits in ((2, 2), (3, 7), (1, 3), (4, 4), (2, 8)):
+        states = set()
+        for rank in range(world_size):
+            with (
+                make(
+                    data,
+                    rank=rank,
+                    world_size=world_size,
+                    batch_size=STEP_ROWS // world_size,
+                    num_splits=num_splits,
+                ) as dataset,
+                warnings.catch_warnings(),
+            ):
+                warnings.simplefilter("ignore")
+                loader = DataLoader(dataset, num_workers=num_workers)
+                if state is not None:
+                    loader.load_state_dict(state)
+                batches = iter(loader)
+                seen += [i for batch in ids(islice(batches, 3)) for i in batch]
+                states.add(json.dumps(loader.state_dict()))
+                del batches
+        (text,) = states
+        state = json.loads(text)
+    assert [n for _, n in state["stages"]] == [2, 7, 3, 4, 8]
+    rest = [i for rank in rest_of(data, state, 1) for batch in rank for i in batch]
+    assert sorted(seen + rest) == list(range(ROWS))
+
+
+def test_more_recuts_than_there_are_places_for_are_refused(data: str) -> None:
+    state = state_after(data, 4)
+    state["stages"] = [[i, 2 + i % 2] for i in range(64)]
+    with make(data, rank=0, world_size=2, batch_size=30, num_splits=9) as dataset:
+        with pytest.warns(UserWarning, match="dealt anew"):
+            with pytest.raises(ResumeError, match="num_splits=9 would be the 65th"):
+                dataset.load_state_dict(state)
+
+
+def test_a_loader_seeks_as_its_dataset_does(data: str) -> None:
+    with make(data, rank=1, world_size=2, batch_size=30) as dataset:
+        dataset.set_epoch(2)
+        whole = ids(dataset)
+        loader = DataLoader(dataset)
+        loader.seek(2, 16)
+        assert ids(loader) == whole[16:]
+        loader.seek(2, 3)  # again, to look at a step
+        assert next(iter(loader))["id"].tolist() == whole[3]

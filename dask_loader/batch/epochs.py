@@ -4,29 +4,50 @@ The numbers lie in a shared tensor: an attribute would never reach persistent wo
 with torch's own DataLoader and workers the main process's dataset is never iterated. Each
 worker counts its own iterations, in a place of its own, so that there is nothing to lock.
 
-The first places have names, below. Worker w of k counts its iterations in the place
+The first places have names, below; then come the stages of a loaded position, two places
+each. Worker w of k counts its iterations in the place
 _FIRST_SLOT + k (k - 1) / 2 + w. The epoch that begins is the base plus the iterations so
 far: one's own, and those of loaders with another number of workers.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 
 from dask_loader.errors import ConfigError
+from dask_loader.plan.stage import Stage
 
 # 128 * 129 / 2 places of 8 bytes are 65 KiB.
 MAX_WORKERS = 128
+# Re-cuts within one epoch, each asked for by a user who resumed it, and the first cut.
+MAX_STAGES = 64
 (
     _BASE,  # the epoch given to set()
     _RESUMED,  # the epoch of a loaded position, or -1
     _RESUMED_ROWS,  # and the position
     _NUM_SPLITS,  # once it is fixed, else 0
     _MAIN,  # iterations of the main process
-    _FIRST_SLOT,
-) = range(6)
+    _NUM_STAGES,  # of the loaded position
+    _STAGES,
+) = range(7)
+_FIRST_SLOT = _STAGES + 2 * MAX_STAGES
+
+
+class Start(NamedTuple):
+    """Where a run begins.
+
+    Attributes:
+        epoch: The epoch.
+        rows: The position in it.
+        stages: Its cuts; empty for one cut, which num_splits says.
+    """
+
+    epoch: int
+    rows: int
+    stages: tuple[Stage, ...]
 
 
 class EpochCounter:
@@ -49,21 +70,25 @@ class EpochCounter:
 
     def set(self, epoch: int) -> None:
         """Make `epoch` the next one; a position loaded for it stays."""
-        self._cell[_MAIN:] = 0
+        self._cell[_MAIN] = 0
+        self._cell[_FIRST_SLOT:] = 0
         self._cell[_BASE] = epoch
         if epoch != int(self._cell[_RESUMED]):
             self._cell[_RESUMED] = -1
 
-    def resume(self, epoch: int, rows: int) -> None:
-        """Make the next iteration begin at a position of `epoch`."""
-        self._cell[_RESUMED] = epoch
-        self._cell[_RESUMED_ROWS] = rows
-        self.set(epoch)
+    def resume(self, start: Start) -> None:
+        """Make the next iteration begin at a place in an epoch."""
+        self._cell[_RESUMED] = start.epoch
+        self._cell[_RESUMED_ROWS] = start.rows
+        _write_stages(self._cell[_NUM_STAGES:_FIRST_SLOT], start.stages)
+        self.set(start.epoch)
 
-    def first_rows(self, epoch: int) -> int:
-        """Return the position at which `epoch` begins: the loaded one, or 0."""
-        resumed = int(self._cell[_RESUMED]) == epoch
-        return int(self._cell[_RESUMED_ROWS]) if resumed else 0
+    def start(self, epoch: int) -> Start:
+        """Return where `epoch` begins: at the loaded position, or at 0 with no stages."""
+        if int(self._cell[_RESUMED]) != epoch:
+            return Start(epoch, 0, ())
+        stages = _read_stages(self._cell[_NUM_STAGES:_FIRST_SLOT])
+        return Start(epoch, int(self._cell[_RESUMED_ROWS]), stages)
 
     def forget_position(self) -> None:
         """Begin at 0 from now on; the main process has begun at the loaded position."""
@@ -117,16 +142,29 @@ class Announcement:
     """
 
     def __init__(self) -> None:
-        self._cell = torch.zeros(2, dtype=torch.int64)
+        self._cell = torch.zeros(3 + 2 * MAX_STAGES, dtype=torch.int64)
         self._cell.share_memory_()
 
-    def write(self, epoch: int, rows: int) -> None:
-        """Announce a position of an epoch."""
-        self._cell[0], self._cell[1] = epoch, rows
+    def write(self, start: Start) -> None:
+        """Announce a place in an epoch."""
+        self._cell[0], self._cell[1] = start.epoch, start.rows
+        _write_stages(self._cell[2:], start.stages)
 
-    def read(self) -> tuple[int, int]:
-        """Return the epoch and the position announced last."""
-        return int(self._cell[0]), int(self._cell[1])
+    def read(self) -> Start:
+        """Return the place announced last."""
+        stages = _read_stages(self._cell[2:])
+        return Start(int(self._cell[0]), int(self._cell[1]), stages)
+
+
+def _write_stages(cell: torch.Tensor, stages: Sequence[Stage]) -> None:
+    cell[0] = len(stages)
+    for place, stage in enumerate(stages):
+        cell[1 + 2 * place], cell[2 + 2 * place] = stage.start, stage.num_splits
+
+
+def _read_stages(cell: torch.Tensor) -> tuple[Stage, ...]:
+    pairs = cell[1 : 1 + 2 * int(cell[0])].view(-1, 2).tolist()
+    return tuple(Stage(start, num_splits) for start, num_splits in pairs)
 
 
 def _slot(num_workers: int) -> int:

@@ -91,14 +91,16 @@ class Catalog:
         return pa.schema([self.schema.field(form.name) for form in self.forms])
 
     def fingerprints(self) -> dict[str, str]:
-        """Hashes of the files' content as far as footers tell, and of what is read.
+        """Hashes of the files and of what is read of them; see OrderFacts.
 
-        Paths and times are left out, so that a copy of the same files elsewhere is the
-        same data.
+        "files" leaves paths and times out, so that a copy of the same files elsewhere is
+        the same data.
         """
         if not self._prints:  # each state_dict() asks; a million files take a second
             parts = {
                 "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
+                "place": [f.path for f in self.files],
+                "stamps": [f.stamp.version for f in self.files],
                 "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
                 "filters": self.filter_text,
             }

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from dask_loader.plan.order import Ints, row_line
+from dask_loader.plan.stage import Cut, Segment, Stage, cut_segments, segments
 from dask_loader.plan.window import (
     Slice,
     Split,
@@ -56,7 +58,7 @@ class Order:
     Attributes:
         shuffle: Permute row groups, and rows within windows.
         seed: The user's seed.
-        num_splits: Splits that positions are dealt over.
+        num_splits: Splits that positions are dealt over from the epoch's begin on.
         window: Size of a window, in rows or bytes.
         window_in_bytes: Which of the two.
     """
@@ -76,17 +78,36 @@ class Window:
         slices: In the order of the row line.
         num_rows: Their rows.
         key: Key of the permutation that mixes the rows, or None.
+        split: The split of the first stage that it was cut from.
+        index: Its place there.
     """
 
     slices: tuple[Slice, ...]
     num_rows: int
     key: tuple[object, ...] | None
+    split: int
+    index: int
 
 
 class Epoch:
     """The splits of one epoch. Splits are cut when asked for, and kept."""
 
-    def __init__(self, groups: Groups, order: Order, epoch: int) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        order: Order,
+        epoch: int,
+        stages: Sequence[Stage] | None = None,
+    ) -> None:
+        """Lay out the row line.
+
+        Args:
+            groups: The catalog.
+            order: What decides the order.
+            epoch: From 0.
+            stages: Where the user had the rest of the epoch cut anew; the first one is
+                order's. None for no re-cut.
+        """
         self.number = epoch
         self.order = order
         self._groups = groups
@@ -97,9 +118,14 @@ class Epoch:
         self.num_rows = int(self._line_ends[-1]) if len(self._line_ends) else 0
         self._bounds = split_bounds(self.num_rows, order.num_splits)
         self._splits: dict[int, Split] = {}
+        self.stages = tuple(stages or (Stage(0, order.num_splits),))
+        self._parts: list[list[Segment]] | None = None
+        self._cuts: dict[int, Cut] = {}
+        if len(self.stages) > 1:
+            self._parts = segments(self.num_rows, self.stages)
 
     def split(self, index: int) -> Split:
-        """Return a split cut into windows."""
+        """Return a split of the first stage, cut into windows."""
         found = self._splits.get(index)
         if found is None:
             slices = split_slices(
@@ -118,15 +144,49 @@ class Epoch:
             )
         return found
 
+    def bounds(self, split: int) -> Ints:
+        """Return where the windows of a split of the last stage begin, and its end.
+
+        Returns:
+            Split rows, int64, shape (windows + 1,).
+        """
+        if self._parts is None:
+            return self.split(split).bounds
+        return self._cut(split).bounds
+
+    def first_row(self, split: int, index: int) -> int:
+        """Return the row of a window that the last stage's split begins to use it with.
+
+        Not 0 only where a re-cut fell into the window.
+        """
+        return 0 if self._parts is None else int(self._cut(split).firsts[index])
+
     def window(self, split: int, index: int) -> Window:
-        """Return a window with the key that mixes its rows."""
-        cut = self.split(split)
+        """Return a window of a split of the last stage, with the key that mixes its rows.
+
+        It is whole also where the split has a part of its rows.
+        """
+        if self._parts is not None:
+            cut = self._cut(split)
+            split, index = int(cut.splits[index]), int(cut.indices[index])
+        source = self.split(split)
         key = ("window", self.order.seed, self.number, split, index)
         return Window(
-            cut.window(index),
-            int(cut.bounds[index + 1] - cut.bounds[index]),
+            source.window(index),
+            int(source.bounds[index + 1] - source.bounds[index]),
             key if self.order.shuffle else None,
+            split,
+            index,
         )
+
+    def _cut(self, split: int) -> Cut:
+        found = self._cuts.get(split)
+        if found is None:
+            assert self._parts is not None
+            parts = self._parts[split]
+            bounds_of = {part.split: self.split(part.split).bounds for part in parts}
+            found = self._cuts[split] = cut_segments(parts, bounds_of)
+        return found
 
 
 def default_num_splits(

@@ -24,11 +24,13 @@ _MAX_BLOCK_STEPS = 1024
 
 
 class Request(NamedTuple):
-    """A window to be read. Requests are numbered from 0 in the order of first use."""
+    """A window to be read. Requests are numbered from 0 in the order of first use.
+
+    split is the last stage's, of which the window's rows are used.
+    """
 
     number: int
     split: int
-    split_window: int
     window: Window
 
 
@@ -36,7 +38,7 @@ class Piece(NamedTuple):
     """Rows [start, stop) of a requested window, in the window's own (mixed) order.
 
     split and split_row tell where the piece begins in the epoch: the position of its row i
-    is (split_row + i) * num_splits + split.
+    is (split_row + i) * num_splits + split, counted from where the last stage begins.
     """
 
     request: int
@@ -102,18 +104,18 @@ class _InUse:
 
     def take(self, split: int, low: int, high: int) -> Iterator[Piece]:
         """Yield rows [low, high) of a split, window by window, opening what is new."""
-        bounds = self._epoch.split(split).bounds
+        bounds = self._epoch.bounds(split)
         index = int(np.searchsorted(bounds, low, side="right")) - 1
         while low < high:
-            begin, end = int(bounds[index]), int(bounds[index + 1])
-            stop = min(high, end)
+            begin = int(bounds[index]) - self._epoch.first_row(split, index)
+            stop = min(high, int(bounds[index + 1]))
             yield Piece(self._open(split, index), low - begin, stop - begin, split, low)
             low, index = stop, index + 1
 
     def pass_before(self, split: int, row: int) -> None:
         """Finish the windows of a split that end at or before this row."""
         numbers = self._numbers.get(split, {})
-        bounds = self._epoch.split(split).bounds
+        bounds = self._epoch.bounds(split)
         for index in [i for i in numbers if bounds[i + 1] <= row]:
             self.finished.append(numbers.pop(index))
 
@@ -128,7 +130,7 @@ class _InUse:
         if index not in numbers:
             numbers[index] = self._count
             window = self._epoch.window(split, index)
-            self.opened.append(Request(self._count, split, index, window))
+            self.opened.append(Request(self._count, split, window))
             self._count += 1
         return numbers[index]
 
@@ -140,7 +142,7 @@ def walk(
 
     Args:
         epoch: Splits and windows.
-        deal: Shares; its num_rows and num_splits are the epoch's.
+        deal: Shares; its num_rows and last stage are the epoch's.
         rank: 0 <= rank < deal.world_size.
         turn: Only this worker's steps; all where None.
     """

@@ -40,12 +40,13 @@ class Deal:
 
     Attributes:
         num_rows: Rows of the epoch after the filters.
-        num_splits: Splits they are dealt over.
+        num_splits: Splits they are dealt over, of the last stage.
         world_size: Ranks.
         batch_size: Rows per rank and step.
         first: The position at which this run began; 0 unless resumed.
         uneven: What becomes of a last global batch that world_size does not divide.
         drop_last: Leave off the last global batch unless it is whole.
+        stage_start: The position at which the last stage begins, not after `first`.
     """
 
     num_rows: int
@@ -55,6 +56,7 @@ class Deal:
     first: int = 0
     uneven: Uneven = "pad"
     drop_last: bool = False
+    stage_start: int = 0
 
     @property
     def step_rows(self) -> int:
@@ -93,7 +95,8 @@ class Deal:
     def rank_splits(self, rank: int) -> Ints:
         """Return the splits whose rows this rank may get, ascending."""
         g = self.num_classes
-        return np.arange((rank + self.first) % g, self.num_splits, g, dtype=np.int64)
+        start = (rank + self.first - self.stage_start) % g
+        return np.arange(start, self.num_splits, g, dtype=np.int64)
 
     def splits_in_hand(self, rank: int) -> int:
         """How many splits a rank reads side by side, at most.
@@ -150,10 +153,11 @@ class Deal:
         short = tail % self.world_size
         if self.uneven != "pad" or self.drop_last or short == 0 or rank < short:
             return None
-        position = self.num_rows - tail + rank % tail
+        position = self.num_rows - tail + rank % tail - self.stage_start
         return position % self.num_splits, position // self.num_splits
 
     def _dealt(self, positions: Ints, splits: Ints) -> Ints:
-        # How many of the first `positions` positions belong to each split.
-        counts = positions[:, None] + (self.num_splits - 1) - splits[None, :]
+        # How many of the stage's positions before these belong to each split.
+        counts = positions[:, None] - self.stage_start
+        counts = counts + (self.num_splits - 1) - splits[None, :]
         return counts // self.num_splits

@@ -8,8 +8,15 @@ import pickle
 import pytest
 import torch.multiprocessing as mp
 
-from dask_loader.batch.epochs import MAX_WORKERS, Announcement, EpochCounter
+from dask_loader.batch.epochs import (
+    MAX_STAGES,
+    MAX_WORKERS,
+    Announcement,
+    EpochCounter,
+    Start,
+)
 from dask_loader.errors import ConfigError
+from dask_loader.plan.stage import Stage
 
 
 def test_each_iteration_of_the_main_process_is_the_next_epoch() -> None:
@@ -66,9 +73,10 @@ def test_a_worker_that_died_before_it_counted_does_not_hold_the_next_loader_back
 
 def test_an_announcement_is_read_back_also_in_a_fork() -> None:
     announcement = Announcement()
-    announcement.write(4, 300)
-    assert announcement.read() == (4, 300)
-    announcement.write(6, 0)
+    start = Start(4, 300, (Stage(0, 8), Stage(200, 3)))
+    announcement.write(start)
+    assert announcement.read() == start
+    announcement.write(Start(6, 0, ()))
     process = mp.get_context("fork").Process(target=_read_six, args=(announcement,))
     process.start()
     process.join(60)
@@ -77,25 +85,27 @@ def test_an_announcement_is_read_back_also_in_a_fork() -> None:
 
 
 def _read_six(announcement: Announcement) -> None:
-    assert announcement.read() == (6, 0)
+    assert announcement.read() == Start(6, 0, ())
 
 
 def test_a_loaded_position_holds_for_its_epoch_until_forgotten_or_set_aside() -> None:
     counter = EpochCounter()
-    assert counter.first_rows(0) == 0
-    counter.resume(3, 700)
+    assert counter.start(0) == Start(0, 0, ())
+    place = Start(3, 700, (Stage(0, 4), Stage(600, 6)))
+    counter.resume(place)
     assert counter.peek() == 3
     counter.set(3)  # the loaded epoch keeps the loaded position
-    assert [counter.first_rows(epoch) for epoch in (2, 3, 4)] == [0, 700, 0]
+    starts = [counter.start(epoch) for epoch in (2, 3, 4)]
+    assert starts == [Start(2, 0, ()), place, Start(4, 0, ())]
     assert counter.begin() == 3
     assert counter.begin() == 4
-    counter.resume(3, 700)
+    counter.resume(place)
     counter.set(5)
     counter.set(3)
-    assert counter.first_rows(3) == 0
-    counter.resume(3, 700)
+    assert counter.start(3) == Start(3, 0, ())
+    counter.resume(place)
     counter.forget_position()
-    assert counter.first_rows(3) == 0
+    assert counter.start(3) == Start(3, 0, ())
     assert counter.begin() == 3
 
 
@@ -146,3 +156,12 @@ def test_a_forked_process_counts_in_the_same_place() -> None:
 
 def _begin_twice(counter: EpochCounter) -> None:
     assert [counter.begin(1, 2), counter.begin(1, 2)] == [0, 1]
+
+
+def test_as_many_stages_as_there_are_places_come_back() -> None:
+    counter = EpochCounter()
+    place = Start(1, 900, tuple(Stage(10 * i, i + 1) for i in range(MAX_STAGES)))
+    counter.resume(place)
+    assert counter.start(1) == place
+    assert counter.begin(2, 3) == 1  # no place of theirs is a worker's
+    assert counter.begin(2, 3) == 2

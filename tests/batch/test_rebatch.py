@@ -77,7 +77,7 @@ def step(
             Piece(*piece, *place) for piece, place in zip(pieces, places, strict=True)
         ),
         None if pad is None else Piece(pad[0], pad[1], pad[1] + 1, 0, 0),
-        tuple(Request(number, 0, number, None) for number in opened or []),  # type: ignore[arg-type]
+        tuple(Request(number, 0, None) for number in opened or []),  # type: ignore[arg-type]
         finished,
     )
 

@@ -295,7 +295,7 @@ def test_a_dictionary_of_long_texts_changes_no_batch_and_memory_is_shared_again(
 
 
 def _first_task(dataset: ParquetDataset) -> WindowTask:
-    run = dataset._course.plan(dataset.world, 0)
+    run = dataset._course.plan_whole(dataset.world, 0)
     return dataset._pipeline().partitions(run)[0][0]
 
 

@@ -69,7 +69,7 @@ def test_windows_of_bytes_are_cut_by_bytes() -> None:
 
 def test_windows_in_order_have_no_key() -> None:
     epoch = Epoch(groups_of([3, 9, 4], kept=[3, 2, 4]), order_of(), 3)
-    assert epoch.window(0, 1) == Window((Slice(1, 0, 2),), 2, None)
+    assert epoch.window(0, 1) == Window((Slice(1, 0, 2),), 2, None, 0, 1)
 
 
 def test_a_shuffled_window_has_a_key_of_seed_epoch_split_and_place() -> None:
@@ -78,7 +78,8 @@ def test_a_shuffled_window_has_a_key_of_seed_epoch_split_and_place() -> None:
     line = permutation(3, "line", 7, 2).tolist()
     for split, group in enumerate(line):
         window = epoch.window(split, 0)
-        assert window == Window((Slice(group, 0, 4),), 4, ("window", 7, 2, split, 0))
+        key = ("window", 7, 2, split, 0)
+        assert window == Window((Slice(group, 0, 4),), 4, key, split, 0)
     epoch = Epoch(groups_of([4, 4, 4]), order_of(shuffle=True, num_splits=1), 2)
     assert epoch.window(0, 2).key == ("window", 7, 2, 0, 2)
 

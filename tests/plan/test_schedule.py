@@ -40,7 +40,7 @@ def deal_of(epoch: Epoch, *, world_size: int, batch_size: int, **rest) -> Deal:
 
 
 def request(epoch: Epoch, number: int, split: int, index: int) -> Request:
-    return Request(number, split, index, epoch.window(split, index))
+    return Request(number, split, epoch.window(split, index))
 
 
 def test_one_split_is_cut_into_batches_across_windows() -> None:
@@ -170,7 +170,7 @@ def test_requests_are_what_the_walk_opens() -> None:
     opened = [r for step in walk(epoch, dealt, 0) for r in step.opened]
     assert list(requests(epoch, dealt, 0)) == opened
     assert [r.number for r in opened] == list(range(len(opened)))
-    assert all(r.window == epoch.window(r.split, r.split_window) for r in opened)
+    assert all(r.window == epoch.window(r.split, r.window.index) for r in opened)
 
 
 def test_many_steps_go_on_as_the_first_ones_do() -> None:

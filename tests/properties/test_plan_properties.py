@@ -520,10 +520,10 @@ def test_requests_are_numbered_as_the_walk_uses_them(
                     request = asked[piece.request]
                     assert request.split == piece.split
                     assert request.window == epoch.window(
-                        piece.split, request.split_window
+                        piece.split, request.window.index
                     )
                     # The piece lies in the window, and the window where it says.
-                    begin = int(epoch.split(piece.split).bounds[request.split_window])
+                    begin = int(epoch.split(piece.split).bounds[request.window.index])
                     assert piece.split_row == begin + piece.start
                     assert 0 <= piece.start < piece.stop <= request.window.num_rows
             assert list(dict.fromkeys(used)) == [r.number for r in asked]
@@ -545,7 +545,7 @@ def test_windows_are_open_while_they_are_used(case: Case, workers: list[Turn]) -
                 assert step.pad is None or step.pad.request in now
                 now -= set(step.finished)
             windows = Counter(
-                (r.split, r.split_window) for s in steps for r in s.opened
+                (r.split, r.window.index) for s in steps for r in s.opened
             )
             # Only a pad may need a window that the rank has given back.
             again = sum(windows.values()) - len(windows)
