@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Generator
 from contextlib import closing
+from dataclasses import asdict
 from typing import Any, TypeVar
 
 from dask_loader.batch.epochs import MAX_STAGES, EpochCounter, Start
@@ -80,6 +81,23 @@ class Course:
             self._catalog, self._options, world
         )
         return make_deal(self._catalog, self._options, world, stage=Stage(0, splits))
+
+    def terms(self, run: Run) -> dict[str, Any]:
+        """Return what must be the same on every rank, as plain values."""
+        deal = run.deal
+        facts = asdict(self.facts())
+        for name in ("place", "stamps"):  # each host may have a copy
+            del facts[name]
+        return {
+            "epoch": run.epoch.number,
+            "rows done": deal.first,
+            "num_splits": [(s.start, s.num_splits) for s in run.epoch.stages],
+            "batch_size": self._options.batch_size,
+            "uneven": deal.uneven,
+            "drop_last": deal.drop_last,
+            "world_size": deal.world_size,
+            **facts,
+        }
 
     # ---- beginning --------------------------------------------------------------------
 

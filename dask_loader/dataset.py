@@ -14,6 +14,7 @@ from typing import Any, Self
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
 
+from dask_loader.agree import Agreement
 from dask_loader.batch.epochs import Announcement, Start
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
@@ -86,6 +87,8 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
+        rank_timeout: Longest wait at the begin of an epoch for the other ranks, where
+            torch.distributed is initialised: they compare what they are about to read.
         footer_cache: Remember the files' footers for the next start, in a folder of the
             user's cache folder or in this one; False for not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
@@ -120,6 +123,7 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
+        rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
@@ -135,6 +139,7 @@ class ParquetDataset(IterableDataset[Any]):
             memory_limit=memory_limit,
             verify_checksums=verify_checksums,
             worker_timeout=worker_timeout,
+            rank_timeout=rank_timeout,
             footer_cache=footer_cache,
         )
         self._given_world = (rank, world_size, mesh)
@@ -146,6 +151,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._announcement: Announcement | None = None
         self._closed = False
         self._meter = Meter()
+        self._agreement = self._new_agreement()
         engine = make_engine(self._where, self._options)
         ahead = Ahead(engine, max_bytes=self._options.memory_bytes)
         try:
@@ -249,12 +255,14 @@ class ParquetDataset(IterableDataset[Any]):
 
         Raises:
             ConfigError: torch's DataLoader would batch these batches again.
+            RankMismatchError: Another rank is about to read something else.
+            RanksMissingError: Another rank did not begin its epoch in time.
             ClosedError: The dataset was closed.
         """
         self._refuse_double_batching(sys._getframe(1))
         worker = get_worker_info()
         if worker is None:
-            run = self._course.begin(self.world)
+            run = self.begin_epoch()
             return self._course.count(run, self._iterate(run, Turn()))
         turn = Turn(worker=worker.id, num_workers=worker.num_workers)
         if self._announcement is not None:
@@ -362,8 +370,19 @@ class ParquetDataset(IterableDataset[Any]):
         self._outbox = Outbox()
 
     def begin_epoch(self) -> Run:
-        """Count an epoch that the DataLoader will read."""
-        return self._course.begin(self.world)
+        """Count an epoch that this process or its DataLoader workers will read.
+
+        Raises:
+            RankMismatchError: Another rank is about to read something else.
+            RanksMissingError: Another rank did not begin its epoch in time.
+        """
+        world, mesh = self.world, self._given_world[2]
+        run = self._course.begin(world)
+        self._agreement.check(world, mesh, self._course.terms(run))
+        return run
+
+    def _new_agreement(self) -> Agreement:
+        return Agreement(timeout_s=self._options.rank_timeout_s)
 
     def batches_of(
         self, run: Run, registry: Registry | None = None
@@ -457,7 +476,7 @@ class ParquetDataset(IterableDataset[Any]):
         world = self.world
         if rank is None and (mesh is not None or world.source == "torch.distributed"):
             state["_given_world"] = (world.rank, world.world_size, None)
-        state["_meter"] = None
+        state["_meter"] = state["_agreement"] = None
         state["_pid"] = None
         state["_own_pipeline"] = state["_finalizer"] = None
         return state
@@ -465,6 +484,7 @@ class ParquetDataset(IterableDataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._meter = Meter()
+        self._agreement = self._new_agreement()
 
     def _pipeline(self) -> Pipeline:
         """Return this process's pipeline; a forked or unpickled dataset makes its own."""

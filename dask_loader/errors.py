@@ -4,6 +4,7 @@
     ├── ConfigError (ValueError)       an argument is wrong: nothing was read
     │   ├── ColumnError                a column is unknown, named twice, or not nameable
     │   ├── WorldError                 rank and world_size are wrong or disagree
+    │   ├── RankMismatchError          ranks were given different arguments or data
     │   ├── PlanError                  the arguments are right alone, not together
     │   └── ResumeError                a checkpoint does not fit this dataset
     ├── DataError                      the data are at fault: the file is named
@@ -17,6 +18,7 @@
     ├── EngineError                    the work could not be done
     │   ├── SchedulerUnreachableError  no Dask scheduler answers
     │   ├── WorkersMissingError        the scheduler has no worker, and none came
+    │   ├── RanksMissingError          a rank did not begin the epoch in time
     │   └── WindowError                a task failed, for a reason of its own
     └── ClosedError                    used after close()
 
@@ -72,6 +74,10 @@ class WorldError(ConfigError):
     """Rank or world_size are wrong, or disagree with torch.distributed."""
 
 
+class RankMismatchError(ConfigError):
+    """Ranks are about to read different things; the text names them and what differs."""
+
+
 class PlanError(ConfigError):
     """The arguments cannot be kept together, memory_limit above all."""
 
@@ -122,6 +128,10 @@ class SchedulerUnreachableError(EngineError):
 
 class WorkersMissingError(EngineError):
     """The scheduler had no worker for longer than worker_timeout."""
+
+
+class RanksMissingError(EngineError):
+    """A rank did not begin the epoch that the others begin, within rank_timeout."""
 
 
 class WindowError(EngineError):

@@ -24,6 +24,7 @@ class DatasetOptions:
     num_splits: int | None = None
     memory_limit: int | str = "1 GiB"
     worker_timeout: float | str = "60 s"
+    rank_timeout: float | str = "5 min"
     verify_checksums: bool = True
     footer_cache: bool | str | os.PathLike[str] = True
 
@@ -66,6 +67,7 @@ class DatasetOptions:
             )
         parse_bytes(self.memory_limit, name="memory_limit")
         parse_seconds(self.worker_timeout, name="worker_timeout")
+        parse_seconds(self.rank_timeout, name="rank_timeout")
 
     @property
     def memory_bytes(self) -> int:
@@ -76,6 +78,11 @@ class DatasetOptions:
     def worker_timeout_s(self) -> float:
         """worker_timeout in seconds."""
         return parse_seconds(self.worker_timeout, name="worker_timeout")
+
+    @property
+    def rank_timeout_s(self) -> float:
+        """rank_timeout in seconds."""
+        return parse_seconds(self.rank_timeout, name="rank_timeout")
 
     @property
     def window(self) -> tuple[int, bool]:
