@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         WorldError,
     )
     from dask_loader.loader import DataLoader
+    from dask_loader.stateful import from_stateful_dataloader
 
 __version__ = "0.1.0"
 
@@ -62,9 +63,14 @@ __all__ = [
     "WindowError",
     "WorkersMissingError",
     "WorldError",
+    "from_stateful_dataloader",
 ]
 
-_HOMES = {"ParquetDataset": "dask_loader.dataset", "DataLoader": "dask_loader.loader"}
+_HOMES = {
+    "ParquetDataset": "dask_loader.dataset",
+    "DataLoader": "dask_loader.loader",
+    "from_stateful_dataloader": "dask_loader.stateful",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -7,15 +7,21 @@ over the same shared counter, in its DataLoader workers.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
 from dask_loader.batch.epochs import MAX_STAGES, EpochCounter, Start
 from dask_loader.catalog.catalog import Catalog
 from dask_loader.errors import ConfigError, ResumeError
 from dask_loader.options import DatasetOptions
+from dask_loader.plan.local import (
+    Part,
+    is_part_state,
+    make_part_state,
+    read_part_state,
+)
 from dask_loader.plan.position import OrderFacts, Position, make_state, read_state
 from dask_loader.plan.share import Deal
 from dask_loader.plan.stage import Stage, next_stages
@@ -43,6 +49,13 @@ class Course:
         self._options = options
         self._counter = EpochCounter()
         self._progress: Progress | None = None
+        # A loaded place that was begun with, but no batch taken yet.
+        self._untouched: Start | None = None
+        # The end of an epoch that was loaded: the next one begins, unless the user says
+        # that it is this one that goes on, with nothing left of it.
+        self._ended: Start | None = None
+        # Loaded by this DataLoader worker, for its next epoch.
+        self._own_start: Start | None = None
         if options.num_splits is not None:
             self._counter.num_splits = options.num_splits
 
@@ -108,27 +121,62 @@ class Course:
             ConfigError: It is not a whole number from 0 up.
         """
         _require_epoch(epoch)
+        for place in (self._untouched, self._ended):
+            if place is not None and place.epoch == epoch:
+                self._counter.resume(place)
+        self._untouched = self._ended = None
         self._counter.set(epoch)
         if self._progress is not None and self._progress.run.epoch.number != epoch:
             self._progress = None
 
-    def begin(self, world: World) -> Run:
-        """Begin the next epoch in the main process."""
-        run = self.plan(world, self._counter.start(self._counter.begin()))
-        self._counter.forget_position()
-        return run
+    def begin(self, world: World) -> Progress:
+        """Begin the next epoch in the main process.
 
-    def begin_in_worker(self, world: World, worker: int, num_workers: int) -> Run:
-        """Begin the next epoch in one of num_workers DataLoader workers."""
-        epoch = self._counter.begin(worker, num_workers)
-        return self.plan(world, self._counter.start(epoch))
+        A loaded position is begun with until a batch was taken: StatefulDataLoader begins
+        twice where its state is of the end of an epoch.
+        """
+        if self._untouched is not None:
+            self._counter.resume(self._untouched)
+        epoch = self._counter.peek()
+        start = self._counter.start(epoch)
+        self._untouched = start if self._counter.is_resumed(epoch) else None
+        self._counter.begin()
+        self._ended = None
+        run = self.plan(world, start)
+        self._counter.forget_position()
+        self._progress = Progress(run, start.items)
+        return self._progress
+
+    def begin_in_worker(self, world: World, worker: int, num_workers: int) -> Progress:
+        """Begin the next epoch in one of num_workers DataLoader workers.
+
+        Raises:
+            ResumeError: The main process loaded a state of its own single rows.
+        """
+        start, self._own_start = self._own_start, None
+        if start is not None:
+            self._counter.begin_at(start.epoch, worker, num_workers)
+        else:
+            start = self._counter.start(self._counter.begin(worker, num_workers))
+            if start.items:
+                raise ResumeError(
+                    f"the state was made with num_workers=0, here num_workers is "
+                    f"{num_workers!r}: a state of single rows fits the same number of "
+                    "workers only; use a batch_size and dask_loader.DataLoader"
+                )
+        self._progress = Progress(self.plan(world, start), start.items)
+        return self._progress
 
     def count(
-        self, run: Run, items: Generator[Item, None, None]
+        self, progress: Progress, items: Generator[Item, None, None]
     ) -> Generator[Item, None, None]:
         """Hand on a run's batches, counting them; closes them when it is closed."""
-        progress = self._progress = Progress(run)
-        return _count_up(progress, items)
+        with closing(items):
+            for item in items:
+                progress.num_items += 1
+                self._untouched = None
+                yield item
+            self._untouched = None
 
     # ---- going on from where a run stood -----------------------------------------------
 
@@ -136,6 +184,43 @@ class Course:
         """Return where the run stands, after the batch handed out last."""
         progress = self._progress or Progress(self.plan_next(world))
         return make_state(self.facts(), progress.position())
+
+    def part_state(self, world: World, here: Part) -> dict[str, Any]:
+        """Return where this process's part of the run stands."""
+        progress = self._progress
+        if progress is None:
+            start = self._counter.start(self._counter.peek())
+            progress = Progress(self.plan(world, start), start.items)
+        part = replace(here, items=progress.num_items)
+        return make_part_state(self.facts(), progress.begun(), part)
+
+    def load_part(
+        self, state: Any, world: World, here: Part, *, strict: bool = True
+    ) -> None:
+        """Make this process's next iteration begin where its state says.
+
+        Raises:
+            ResumeError: The state is none, or was made from something else.
+        """
+        position, items, harmless = read_part_state(
+            state, self.facts(), here, strict=strict
+        )
+        _warn_of(harmless)
+        asked = self._options.num_splits
+        if asked not in (None, position.stages[-1].num_splits):
+            raise ResumeError(
+                f"the state was made with num_splits={position.stages[-1].num_splits!r}, "
+                f"this dataset has num_splits={asked!r}: the state of a DataLoader worker, "
+                "or of single rows, cannot be dealt anew; leave num_splits out"
+            )
+        self._counter.num_splits = position.stages[-1].num_splits
+        start = Start(position.epoch, position.rows, position.stages, items)
+        if here.num_workers:
+            self._own_start, self._progress = start, None  # the others have their own
+        else:
+            deal = self.plan(world, start).deal
+            over = items >= deal.num_rank_rows(world.rank)
+            self._resume(start, over=over)
 
     def facts(self) -> OrderFacts:
         """Return what the order depends on."""
@@ -148,8 +233,13 @@ class Course:
             ResumeError: The state is none, or was made from something else.
         """
         position, harmless = read_state(state, self.facts(), strict=strict)
-        for reason in harmless:
-            _warn(f"the checkpoint was made with {reason}; the order is the same")
+        if is_part_state(state):
+            raise ResumeError(
+                "the state is that of one DataLoader worker of StatefulDataLoader, or of "
+                "single rows; make one of the whole run with from_stateful_dataloader(), "
+                "or load it where it was made"
+            )
+        _warn_of(harmless)
         step_rows = self.deal(world).step_rows
         if step_rows != position.step_rows:
             _warn(
@@ -159,13 +249,12 @@ class Course:
             )
         stages = self._stages_from(position)
         self._counter.num_splits = stages[-1].num_splits
-        over = position.rows >= self._catalog.total_rows
-        self._counter.resume(
-            Start(position.epoch + 1, 0, ())
-            if over
-            else Start(position.epoch, position.rows, stages)
+        left = make_deal(
+            self._catalog, self._options, world, stage=stages[-1], first=position.rows
         )
-        self._progress = None
+        # Not more than rank 0 has any rank. What drop_last leaves off is no step either.
+        over = position.rows > 0 and left.num_steps(0) == 0
+        self._resume(Start(position.epoch, position.rows, stages), over=over)
 
     def _stages_from(self, position: Position) -> tuple[Stage, ...]:
         """Return a position's stages, with one more where the user asks for a re-cut."""
@@ -204,22 +293,22 @@ class Course:
                 "of an epoch"
             )
         rows = min(step * deal.step_rows, deal.num_rows)
-        self._counter.resume(Start(epoch, rows, ()))
-        self._progress = None
+        self._resume(Start(epoch, rows, ()), over=False)
+
+    def _resume(self, start: Start, *, over: bool) -> None:
+        self._counter.resume(Start(start.epoch + 1, 0, ()) if over else start)
+        self._ended = start if over else None
+        self._progress = self._untouched = None
 
 
-def _count_up(
-    progress: Progress, items: Generator[Item, None, None]
-) -> Generator[Item, None, None]:
-    with closing(items):
-        for item in items:
-            progress.num_steps += 1
-            yield item
+def _warn_of(harmless: Sequence[str]) -> None:
+    for reason in harmless:
+        _warn(f"the checkpoint was made with {reason}; the order is the same")
 
 
 def _warn(text: str) -> None:
     # The caller of the dataset's or the loader's method, or near it.
-    warnings.warn(text, stacklevel=4)
+    warnings.warn(text, stacklevel=5)
 
 
 def _require_epoch(epoch: Any) -> None:

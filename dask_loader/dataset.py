@@ -8,6 +8,7 @@ import time
 import uuid
 import weakref
 from collections.abc import Callable, Generator, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Self
 
@@ -28,10 +29,11 @@ from dask_loader.errors import ClosedError, ConfigError
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.pipeline import Pipeline, make_engine
+from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.prepare import load_catalog
-from dask_loader.run import Run, window_bytes
+from dask_loader.run import ROWS_PER_STEP, Progress, Run, window_bytes
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
 from dask_loader.units import format_bytes
@@ -243,6 +245,9 @@ class ParquetDataset(IterableDataset[Any]):
     def set_epoch(self, epoch: int) -> None:
         """Make `epoch` the next one; without it each new iteration is the next epoch.
 
+        A loaded position in that epoch stays; of a loaded epoch that was at its end there
+        is nothing left to come.
+
         Raises:
             ConfigError: It is not a whole number from 0 up.
         """
@@ -262,27 +267,31 @@ class ParquetDataset(IterableDataset[Any]):
         self._refuse_double_batching(sys._getframe(1))
         worker = get_worker_info()
         if worker is None:
-            run = self.begin_epoch()
-            return self._course.count(run, self._iterate(run, Turn()))
-        turn = Turn(worker=worker.id, num_workers=worker.num_workers)
-        if self._announcement is not None:
-            return self._send_windows(turn, self._announcement.read())
-        run = self._course.begin_in_worker(self.world, worker.id, worker.num_workers)
-        return self._iterate(run, turn)
+            progress, turn = self.begin_epoch(), Turn()
+        else:
+            turn = Turn(worker=worker.id, num_workers=worker.num_workers)
+            if self._announcement is not None:
+                return self._send_windows(turn, self._announcement.read())
+            progress = self._course.begin_in_worker(
+                self.world, worker.id, worker.num_workers
+            )
+        return self._course.count(progress, self._iterate(progress.run, turn, progress))
 
     # ---- going on from where a run stood ----------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
         """Return where this run stands, after the batch handed out last.
 
-        A small dict of plain values, the same on every rank at the same step. Meant for
-        the main process; with torch's own DataLoader and workers, which read ahead unseen,
-        count your steps and use seek().
-
-        Raises:
-            ConfigError: The dataset yields single rows.
+        A small dict of plain values, the same on every rank at the same step. With torch's
+        own DataLoader and workers, which read ahead unseen, count your steps and use
+        seek(). In a DataLoader worker, which torchdata's StatefulDataLoader asks, and with
+        batch_size=None, it is the state of that worker or rank: it fits the same rank,
+        world size, batch size and number of workers only. from_stateful_dataloader()
+        makes one that fits all.
         """
-        self._require_batches("state_dict()")
+        here = self._part()
+        if here is not None:
+            return self._course.part_state(self.world, here)
         return self._course.state(self.world)
 
     def load_state_dict(self, state: dict[str, Any], *, strict: bool = True) -> None:
@@ -305,8 +314,11 @@ class ParquetDataset(IterableDataset[Any]):
             ResumeError: The state is none, or was made from other data, columns, filters,
                 shuffle, seed or shuffle_window.
         """
-        self._require_batches("load_state_dict()")
-        self._course.load(state, self.world, strict=strict)
+        here = self._part()
+        if here is not None:
+            self._course.load_part(state, self.world, here, strict=strict)
+        else:
+            self._course.load(state, self.world, strict=strict)
 
     def seek(self, epoch: int, step: int) -> None:
         """Make the next iteration begin at a step of an epoch, without reading up to it.
@@ -316,7 +328,7 @@ class ParquetDataset(IterableDataset[Any]):
         Raises:
             ConfigError: The step is not one of the epoch's, or the dataset yields rows.
         """
-        self._require_batches("seek()")
+        self._require_main_process_and_batches()
         self._course.seek(epoch, step, self.world)
 
     # ---- looking ----------------------------------------------------------------------
@@ -353,14 +365,31 @@ class ParquetDataset(IterableDataset[Any]):
             for number, (task, rows) in enumerate(self._pipeline().partitions(run))
         ]
 
-    def _iterate(self, run: Run, turn: Turn) -> Generator[Any, None, None]:
+    def _iterate(
+        self, run: Run, turn: Turn, progress: Progress | None = None
+    ) -> Generator[Any, None, None]:
         pipeline = self._pipeline()
-        if self._options.batch_size is None:
-            turn = Turn(
-                worker=turn.worker, num_workers=turn.num_workers, length=run.rows_turn
-            )
-            return pipeline.rows(run, turn)
-        return pipeline.batches(run, turn)
+        done = progress.num_items if progress else 0
+        if self._options.batch_size is not None:
+            return pipeline.batches(run, replace(turn, done=done))
+        steps, rows = divmod(done, ROWS_PER_STEP)
+        turn = replace(turn, length=run.rows_turn, done=steps)
+        return pipeline.rows(run, turn, skip=rows)
+
+    def _part(self) -> Part | None:
+        """Return what this process hands out, where it is a part of what the rank does."""
+        worker = get_worker_info()
+        if worker is None and self._options.batch_size is not None:
+            return None
+        world = self.world
+        return Part(
+            items=0,
+            rank=world.rank,
+            world_size=world.world_size,
+            worker=0 if worker is None else worker.id,
+            num_workers=0 if worker is None else worker.num_workers,
+            batch_size=self._options.batch_size,
+        )
 
     # ---- for dask_loader.DataLoader --------------------------------------------------
 
@@ -369,7 +398,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._announcement = announcement
         self._outbox = Outbox()
 
-    def begin_epoch(self) -> Run:
+    def begin_epoch(self) -> Progress:
         """Count an epoch that this process or its DataLoader workers will read.
 
         Raises:
@@ -377,9 +406,9 @@ class ParquetDataset(IterableDataset[Any]):
             RanksMissingError: Another rank did not begin its epoch in time.
         """
         world, mesh = self.world, self._given_world[2]
-        run = self._course.begin(world)
-        self._agreement.check(world, mesh, self._course.terms(run))
-        return run
+        progress = self._course.begin(world)
+        self._agreement.check(world, mesh, self._course.terms(progress.run))
+        return progress
 
     def _new_agreement(self) -> Agreement:
         return Agreement(timeout_s=self._options.rank_timeout_s)
@@ -414,10 +443,10 @@ class ParquetDataset(IterableDataset[Any]):
             forget_slabs()
 
     def counted(
-        self, run: Run, batches: Generator[Any, None, None]
+        self, progress: Progress, batches: Generator[Any, None, None]
     ) -> Generator[Any, None, None]:
         """Hand on a run's batches, counting them for state_dict()."""
-        return self._course.count(run, batches)
+        return self._course.count(progress, batches)
 
     def _send_windows(self, turn: Turn, start: Start) -> Iterator[Sent | SentError]:
         try:
@@ -429,16 +458,15 @@ class ParquetDataset(IterableDataset[Any]):
         except Exception as error:  # the main process raises it, fields and all
             yield SentError(error)
 
-    def _require_batches(self, what: str) -> None:
+    def _require_main_process_and_batches(self) -> None:
         if get_worker_info() is not None:
             raise ConfigError(
-                f"{what} was called in a DataLoader worker, which sees a part of the "
-                "batches only; use dask_loader.DataLoader, which counts in the main "
-                "process, or num_workers=0, or count steps and use seek()"
+                "seek() was called in a DataLoader worker; call it in the main process "
+                "before the workers begin"
             )
         if self._options.batch_size is None:
             raise ConfigError(
-                f"{what} needs a dataset with a batch_size: with batch_size=None torch's "
+                "seek() needs a dataset with a batch_size: with batch_size=None torch's "
                 "DataLoader decides which rows make a step"
             )
 

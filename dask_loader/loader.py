@@ -137,7 +137,8 @@ class DataLoader(TorchDataLoader[Any]):
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Begin the next epoch, or go on from a loaded state."""
         # Counted here, so that a killed worker cannot get out of step with the others.
-        run = self._parquet.begin_epoch()
+        progress = self._parquet.begin_epoch()
+        run = progress.run
         blocks = self._pinned_blocks()
         if self.num_workers == 0:
             batches = self._parquet.batches_of(run, blocks)
@@ -152,7 +153,7 @@ class DataLoader(TorchDataLoader[Any]):
                 stats=self._parquet.stats,
             )
         # Outermost, so that what is copied ahead does not count as handed out.
-        return self._parquet.counted(run, batches)
+        return self._parquet.counted(progress, batches)
 
     def _start_workers(self, run: Run) -> Callable[[], WindowData]:
         init = self.worker_init_fn

@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from itertools import count
+from itertools import count, islice
 
 from dask_loader.batch.rebatch import Rebatcher, Row
 from dask_loader.batch.tensors import Batch
@@ -133,13 +133,23 @@ class Pipeline:
             batcher = self._batcher(stream, self._pool_for(registry))
             yield from self._cut(run, batcher, turn)
 
-    def rows(self, run: Run, turn: Turn) -> Generator[Row, None, None]:
-        """Yield a rank's rows one by one, in the order of their positions."""
+    def rows(
+        self, run: Run, turn: Turn, *, skip: int = 0
+    ) -> Generator[Row, None, None]:
+        """Yield a rank's rows one by one, in the order of their positions.
+
+        Args:
+            run: The plan.
+            turn: Which steps.
+            skip: Rows of the first of them that were handed out before.
+        """
         with closing(self._stream(run, turn)) as stream:
             batcher = self._batcher(stream, self._batch_pool)
             for step in walk(run.epoch, run.deal, run.world.rank, turn):
                 self._count(step)
-                yield from batcher.rows(step, num_splits=run.deal.num_splits)
+                rows = batcher.rows(step, num_splits=run.deal.num_splits)
+                yield from islice(rows, skip, None)
+                skip = 0
 
     def windows(self, run: Run, turn: Turn) -> Iterator[WindowData]:
         """Yield every num_workers-th window of a rank, whole, for cut()."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -48,15 +48,25 @@ class Run:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a run has come.
+    """How far a run has come, or a part of it.
 
     Attributes:
         run: The run.
-        num_steps: Batches handed out.
+        num_items: Batches, or single rows, handed out since it began.
     """
 
     run: Run
-    num_steps: int = 0
+    num_items: int = 0
+
+    def begun(self) -> Position:
+        """Return the position that the run began at."""
+        deal = self.run.deal
+        return Position(
+            epoch=self.run.epoch.number,
+            rows=deal.first,
+            stages=self.run.epoch.stages,
+            step_rows=deal.step_rows,
+        )
 
     def position(self) -> Position:
         """Return the position after these batches; the same on every rank.
@@ -64,17 +74,12 @@ class Progress:
         With uneven="exact" a rank that ends a step early cannot vouch for the last step of
         the others: rank 0 always ends last, so its state is the one to keep.
         """
-        deal, done = self.run.deal, self.num_steps
+        deal, done = self.run.deal, self.num_items
         rows = min(deal.first + done * deal.step_rows, deal.num_rows)
         leaves_off = deal.drop_last or deal.uneven == "drop"
         if leaves_off and done >= self.run.num_steps:
             rows = deal.num_rows  # what is left off is done too
-        return Position(
-            epoch=self.run.epoch.number,
-            rows=rows,
-            stages=self.run.epoch.stages,
-            step_rows=deal.step_rows,
-        )
+        return replace(self.begun(), rows=rows)
 
 
 def groups_of(catalog: Catalog) -> Groups:

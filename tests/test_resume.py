@@ -142,6 +142,36 @@ def test_after_the_end_of_an_epoch_the_next_one_begins(data: str) -> None:
         assert resumed == ids(dataset)
 
 
+def test_of_an_ended_epoch_nothing_comes_again_where_it_is_said_to_go_on(
+    data: str,
+) -> None:
+    # As in: for epoch in range(saved_epoch, ...): set_epoch(epoch); for batch in loader
+    state = state_after(data, 17)
+    with make(data, batch_size=60) as dataset:
+        dataset.set_epoch(1)
+        second = ids(dataset)
+        dataset.load_state_dict(state)
+        dataset.set_epoch(0)
+        assert ids(dataset) == []
+        dataset.set_epoch(1)
+        assert ids(dataset) == second
+        dataset.load_state_dict(state)
+        assert dataset.state_dict()["epoch"] == 1
+        dataset.set_epoch(4)
+        dataset.set_epoch(0)
+        assert len(ids(dataset)) == 17  # asked for anew
+
+
+def test_what_drop_last_leaves_off_is_the_end_of_an_epoch(data: str) -> None:
+    with make(data, batch_size=30, rank=0, world_size=2) as dataset:
+        assert len(ids(islice(dataset, 16))) == 16
+        state = dataset.state_dict()
+    assert state["rows"] == 16 * STEP_ROWS < ROWS
+    with make(data, batch_size=60, drop_last=True) as dataset:
+        dataset.load_state_dict(state)
+        assert dataset.state_dict()["epoch"] == 1
+
+
 @pytest.mark.parametrize("uneven", ["drop", "pad", "exact"])
 def test_a_finished_epoch_is_finished_whatever_was_left_off(
     data: str, uneven: Any
@@ -211,28 +241,27 @@ def test_a_copy_of_the_files_is_the_same_data(data: str, tmp_path: Path) -> None
         assert ids(dataset) == read(data, 2)[0][2:]
 
 
-def test_rows_have_no_state(data: str) -> None:
+def test_rows_have_no_steps_to_seek(data: str) -> None:
     with make(data, batch_size=None) as dataset:
-        for call in (
-            dataset.state_dict,
-            lambda: dataset.load_state_dict({}),
-            lambda: dataset.seek(0, 1),
+        with pytest.raises(
+            ConfigError, match=r"seek.* needs a dataset with a batch_size"
         ):
-            with pytest.raises(ConfigError, match="needs a dataset with a batch_size"):
-                call()
+            dataset.seek(0, 1)
 
 
-def ask_for_state(worker_id: int) -> None:
+def seek_in_worker(worker_id: int) -> None:
     del worker_id
-    torch.utils.data.get_worker_info().dataset.state_dict()
+    torch.utils.data.get_worker_info().dataset.seek(0, 1)
 
 
-def test_a_dataloader_worker_has_no_state_of_the_rank(data: str) -> None:
+def test_a_dataloader_worker_does_not_seek(data: str) -> None:
     with make(data, batch_size=60) as dataset:
         loader = torch.utils.data.DataLoader(
-            dataset, batch_size=None, num_workers=2, worker_init_fn=ask_for_state
+            dataset, batch_size=None, num_workers=2, worker_init_fn=seek_in_worker
         )
-        with pytest.raises(ConfigError, match="was called in a DataLoader worker"):
+        with pytest.raises(
+            ConfigError, match=r"seek.* was called in a DataLoader worker"
+        ):
             next(iter(loader))
 
 

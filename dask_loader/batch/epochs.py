@@ -28,11 +28,12 @@ MAX_STAGES = 64
     _BASE,  # the epoch given to set()
     _RESUMED,  # the epoch of a loaded position, or -1
     _RESUMED_ROWS,  # and the position
+    _RESUMED_ITEMS,  # and what the main process had handed out since
     _NUM_SPLITS,  # once it is fixed, else 0
     _MAIN,  # iterations of the main process
     _NUM_STAGES,  # of the loaded position
     _STAGES,
-) = range(7)
+) = range(8)
 _FIRST_SLOT = _STAGES + 2 * MAX_STAGES
 
 
@@ -43,11 +44,13 @@ class Start(NamedTuple):
         epoch: The epoch.
         rows: The position in it.
         stages: Its cuts; empty for one cut, which num_splits says.
+        items: Batches or rows from there on that this process handed out before.
     """
 
     epoch: int
     rows: int
     stages: tuple[Stage, ...]
+    items: int = 0
 
 
 class EpochCounter:
@@ -80,15 +83,21 @@ class EpochCounter:
         """Make the next iteration begin at a place in an epoch."""
         self._cell[_RESUMED] = start.epoch
         self._cell[_RESUMED_ROWS] = start.rows
+        self._cell[_RESUMED_ITEMS] = start.items
         _write_stages(self._cell[_NUM_STAGES:_FIRST_SLOT], start.stages)
         self.set(start.epoch)
 
     def start(self, epoch: int) -> Start:
         """Return where `epoch` begins: at the loaded position, or at 0 with no stages."""
-        if int(self._cell[_RESUMED]) != epoch:
+        if not self.is_resumed(epoch):
             return Start(epoch, 0, ())
         stages = _read_stages(self._cell[_NUM_STAGES:_FIRST_SLOT])
-        return Start(epoch, int(self._cell[_RESUMED_ROWS]), stages)
+        rows, items = self._cell[[_RESUMED_ROWS, _RESUMED_ITEMS]].tolist()
+        return Start(epoch, rows, stages, items)
+
+    def is_resumed(self, epoch: int) -> bool:
+        """Whether a position of `epoch` was loaded and not begun with yet."""
+        return int(self._cell[_RESUMED]) == epoch
 
     def forget_position(self) -> None:
         """Begin at 0 from now on; the main process has begun at the loaded position."""
@@ -117,6 +126,11 @@ class EpochCounter:
         epoch = int(self._cell[_BASE] + self._cell[place] + self._others(num_workers))
         self._cell[place] += 1
         return epoch
+
+    def begin_at(self, epoch: int, worker: int, num_workers: int) -> None:
+        """Begin an epoch that this DataLoader worker alone was told of, and count it."""
+        base = int(self._cell[_BASE]) + self._others(num_workers)
+        self._cell[_slot(num_workers) + worker] = epoch + 1 - base
 
     def _others(self, num_workers: int) -> int:
         # Iterations by loaders with another number of workers. Each of their workers

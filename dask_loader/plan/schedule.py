@@ -74,11 +74,19 @@ class Turn:
         worker: 0 <= worker < num_workers.
         num_workers: 1 where there are none.
         length: Consecutive steps in one turn.
+        done: Steps of its own that this worker made before.
     """
 
     worker: int = 0
     num_workers: int = 1
     length: int = 1
+    done: int = 0
+
+    @property
+    def first_step(self) -> int:
+        """The worker's first step that it did not make before."""
+        turns, over = divmod(self.done, self.length)
+        return (turns * self.num_workers + self.worker) * self.length + over
 
     def mine(self, steps: Ints) -> NDArray[np.bool_]:
         """Return which of these steps are this worker's, bool, same shape."""
@@ -152,7 +160,7 @@ def walk(
     in_use = _InUse(epoch)
     num_splits = max(1, len(deal.rank_splits(rank)))
     block_steps = max(1, min(_MAX_BLOCK_STEPS, _BLOCK_ITEMS // num_splits))
-    for block in range(0, num_steps, block_steps):
+    for block in range(turn.first_step, num_steps, block_steps):
         steps = np.arange(block, min(block + block_steps, num_steps))
         splits, starts, stops = deal.pieces(rank, block, block + len(steps))
         for row in np.flatnonzero(turn.mine(steps)).tolist():
