@@ -20,6 +20,7 @@ from dask_loader.batch.epochs import Announcement, Start
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
+from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
 from dask_loader.engine.ahead import Ahead
@@ -86,6 +87,10 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
         nulls: "error"; "nan", for float columns; or {column: value}.
+        provenance: Add to each batch where its rows came from: `__file__` (list of str, the
+            path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
+            row's number in the row group, before filtering) and `__padded__` (bool, True
+            for the copies of uneven="pad"). The batches are the same otherwise.
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
@@ -122,6 +127,7 @@ class ParquetDataset(IterableDataset[Any]):
         features: dict[str, list[str]] | None = None,
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
+        provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
@@ -143,6 +149,7 @@ class ParquetDataset(IterableDataset[Any]):
             worker_timeout=worker_timeout,
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
+            provenance=provenance,
         )
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
@@ -186,7 +193,8 @@ class ParquetDataset(IterableDataset[Any]):
     @property
     def schema(self) -> pa.Schema:
         """The delivered columns in Arrow's types, with units and time zones."""
-        return self._catalog.delivered_schema
+        schema = self._catalog.delivered_schema
+        return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
 
     @property
     def num_rows(self) -> int:

@@ -27,6 +27,7 @@ class DatasetOptions:
     rank_timeout: float | str = "5 min"
     verify_checksums: bool = True
     footer_cache: bool | str | os.PathLike[str] = True
+    provenance: bool = False
 
     def __post_init__(self) -> None:
         """Check each option, and those that depend on each other.
@@ -36,7 +37,7 @@ class DatasetOptions:
         """
         if self.batch_size is not None:
             _require_positive("batch_size", self.batch_size, "rows, or None for rows")
-        for name in ("shuffle", "drop_last", "verify_checksums"):
+        for name in ("shuffle", "drop_last", "verify_checksums", "provenance"):
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r} must be True or False")

@@ -17,6 +17,7 @@ from dask_loader.batch.rebatch import Rebatcher, Row
 from dask_loader.batch.tensors import Batch
 from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.provenance import public_path
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
 from dask_loader.engine.stream import WindowStream
@@ -98,6 +99,9 @@ class Pipeline:
         self._read_options = read_options
         self._meter = meter
         self._names = tuple(dict.fromkeys(f.feature or f.name for f in self._forms))
+        self._files: list[str] | None = None
+        if options.provenance:
+            self._files = [public_path(file.path) for file in catalog.files]
         # Joined batches: one in the user's hand, one being made, and some to spare.
         self._batch_pool = SlabPool(options.memory_bytes // 8)
         self._registered_pool: SlabPool | None = None
@@ -183,6 +187,7 @@ class Pipeline:
             release=_forget,
             must_copy=lambda: False,
             allocate=self._pool_for(registry).lease,
+            files=self._files,
         )
         return self._cut(run, batcher, Turn())
 
@@ -253,6 +258,7 @@ class Pipeline:
             release=stream.release,
             must_copy=must_copy,
             allocate=pool.lease,
+            files=self._files,
         )
 
     def _cut(

@@ -15,6 +15,7 @@ from dask_loader.catalog.catalog import Catalog, read_catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.provenance import add_provenance
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
 from dask_loader.errors import DaskLoaderError, NullError
@@ -64,7 +65,7 @@ def load_catalog(
         assert ahead is not None
         try:
             reading = _read_options(front, options, nulls=nulls, delivery=delivery)
-            front = replace(front, growth=_growth(front.forms, reading.forms))
+            front = replace(front, growth=_growth(front, reading.forms))
             _check_nulls(front, reading)
             ahead.start(_sure_windows(front, options, reading))
         except DaskLoaderError:
@@ -82,7 +83,7 @@ def load_catalog(
         on_front=begin if ahead is not None and in_order and filters is None else None,
     )
     read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
-    catalog = replace(catalog, growth=_growth(catalog.forms, read_options.forms))
+    catalog = replace(catalog, growth=_growth(catalog, read_options.forms))
     if catalog.expression is None:
         _check_nulls(catalog, read_options)
     else:
@@ -143,19 +144,26 @@ def _read_options(
     catalog: Catalog, options: DatasetOptions, *, nulls: Any, delivery: Delivery
 ) -> ReadOptions:
     forms = deliver(catalog.forms, delivery)
+    nulls = make_null_policy(nulls, forms, catalog.schema)
+    if options.provenance:
+        forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
         storage=catalog.storage,
         forms=forms,
-        nulls=make_null_policy(nulls, forms, catalog.schema),
+        nulls=nulls,
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
     )
 
 
-def _growth(decoded: Sequence[Form], delivered: Sequence[Form]) -> float:
+def _growth(catalog: Catalog, delivered: Sequence[Form]) -> float:
     """Return the bytes of delivered rows over those of decoded rows; text left out."""
-    before, after = (sum(f.row_bytes for f in forms) for forms in (decoded, delivered))
+    before = sum(form.row_bytes for form in catalog.forms)
+    after = sum(form.row_bytes for form in delivered)
+    if not before:  # all are texts, and what is made comes on top of them
+        before = int(catalog.num_bytes.sum()) // max(1, int(catalog.num_rows.sum()))
+        after += before
     return max(1.0, after / before) if before else 1.0
 
 
@@ -169,6 +177,7 @@ def _slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTas
         start,
         stop,
         file.digest,
+        int(catalog.file_index[group]),
     )
 
 

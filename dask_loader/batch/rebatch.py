@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from dask_loader.batch.tensors import Batch, Join, cut_batch
+from dask_loader.batch.tensors import Batch, Join, add_origin, cut_batch
 from dask_loader.plan.schedule import Piece, Step
 from dask_loader.transfer.window import Block, WindowData
 
@@ -30,6 +30,7 @@ class Rebatcher:
         release: Callable[[int], None],
         must_copy: Callable[[], bool],
         allocate: Callable[[int], Block] | None = None,
+        files: Sequence[str] | None = None,
     ) -> None:
         """Begin without any window.
 
@@ -40,12 +41,15 @@ class Rebatcher:
             must_copy: Whether batches must have memory of their own, because someone
                 keeps slices of so many windows that their memory runs short.
             allocate: Gives memory for batches that are joined; NumPy's where None.
+            files: Names of the catalog's files, where batches shall say where their rows
+                came from and windows have the columns for it.
         """
         self._names = tuple(names)
         self._take = take
         self._release = release
         self._must_copy = must_copy
         self._allocate = allocate
+        self._files = files
         self._windows: dict[int, WindowData] = {}
         self._num_taken = 0
 
@@ -64,7 +68,7 @@ class Rebatcher:
         window = self._window(step, piece.request)
         batch = cut_batch(self._names, window, piece.start, piece.stop)
         self._finish(step.finished)
-        return batch
+        return self._signed(step, batch)
 
     def rows(self, step: Step, *, num_splits: int) -> Iterator[Row]:
         """Yield a step's rows in the order of their positions, pads last.
@@ -80,7 +84,7 @@ class Rebatcher:
             items = column.numpy() if isinstance(column, torch.Tensor) else column
             columns.append([items[i] for i in order])
         for values in zip(*columns, strict=True):
-            yield dict(zip(self._names, values, strict=True))
+            yield dict(zip(batch, values, strict=True))
 
     def _join(self, step: Step, allocate: Callable[[int], Block] | None) -> Batch:
         """Copy a step's pieces together.
@@ -103,7 +107,12 @@ class Rebatcher:
                 self._finish([piece.request])
         self._finish(step.finished)
         assert join is not None
-        return join.batch(self._names)
+        return self._signed(step, join.batch(self._names))
+
+    def _signed(self, step: Step, batch: Batch) -> Batch:
+        if self._files is not None:
+            add_origin(batch, self._files, padded=step.pad is not None)
+        return batch
 
     def _window(self, step: Step, number: int) -> WindowData:
         if number not in self._windows:

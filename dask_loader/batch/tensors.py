@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from dask_loader.catalog.provenance import FILE, PADDED
 from dask_loader.transfer.window import Block, GroupKind, WindowData, kind_of
 
 # What a batch holds for one column: a tensor, or a list of str or bytes.
@@ -98,6 +99,22 @@ class Join:
         for kind, array in zip(self._kinds, self._arrays, strict=True):
             _deliver(kind, array, found)
         return {name: found[name] for name in names}
+
+
+def add_origin(batch: Batch, files: Sequence[str], *, padded: bool) -> None:
+    """Put in what a batch's windows do not say of where its rows came from.
+
+    Args:
+        batch: Has `__file__` as an index into files, which becomes their names.
+        files: As the catalog has them.
+        padded: Whether the last row is a copy, of uneven="pad".
+    """
+    index = batch[FILE]
+    assert isinstance(index, torch.Tensor)
+    batch[FILE] = [files[i] for i in index.tolist()]
+    batch[PADDED] = torch.zeros(len(index), dtype=torch.bool)
+    if padded:
+        batch[PADDED][-1] = True
 
 
 def _deliver(kind: GroupKind, rows: NDArray[np.generic], found: Batch) -> None:

@@ -21,6 +21,7 @@ class Form:
         shape: Shape of one row: () or, for fixed-size lists, their lengths.
         feature: The feature that the column is a part of; "" where it is delivered alone.
         exact: Whether a cast to dtype must keep each integer exactly.
+        made: Whether the column is in no file, but made where rows are decoded.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Form:
     shape: tuple[int, ...] = ()
     feature: str = ""
     exact: bool = True
+    made: bool = False
 
     @property
     def is_fixed(self) -> bool:

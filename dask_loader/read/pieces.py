@@ -13,6 +13,7 @@ from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import leaf_ranges
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
 
 # Larger column chunks are decoded in parts: beyond this, Arrow's allocator gives memory
@@ -148,17 +149,28 @@ def kept_tables(
         BadFileError: They cannot be decoded.
     """
     names = [form.name for form in forms]
+    made = [form for form in forms if form.made]
     ranges = _ranges_of(file)
-    needed = {*names, *options.filter_columns}
+    needed = {*(f.name for f in forms if not f.made), *options.filter_columns}
     wanted = [n for n in ranges if n in needed]
     leaves = [leaf for name in wanted for leaf in ranges[name]]
     row_bytes = sum(form.row_bytes for form in forms)
-    all_fixed = len(needed) == len(names) and all(form.is_fixed for form in forms)
+    all_fixed = len(needed) == len(names) - len(made)
+    all_fixed = all_fixed and all(form.is_fixed for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
+    if not wanted:
+        yield from origin_tables(task, made, limit)
+        return
+    first = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
     for table in (_whole if whole else _batches)(file, task, leaves, limit):
+        if made:
+            first, table = (
+                first + table.num_rows,
+                add_origin(table, task, made, first),
+            )
         if options.expression is not None:
             table = table.filter(options.expression)
         yield table.select(names)

@@ -17,7 +17,7 @@ class ReadOptions:
     Attributes:
         storage: Where the files lie.
         forms: The columns to deliver, in order, as they are delivered: cast, and those of
-            a feature together.
+            a feature together. With provenance, also those that are made.
         nulls: What becomes of nulls.
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
@@ -44,6 +44,7 @@ class SliceTask:
         start: First row, counted after filtering.
         stop: One past the last.
         digest: Hash of the footer that the catalog read; "" checks nothing.
+        file_index: Place of the file in the catalog.
     """
 
     path: str
@@ -53,6 +54,7 @@ class SliceTask:
     start: int
     stop: int
     digest: str = ""
+    file_index: int = 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

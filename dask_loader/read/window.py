@@ -112,7 +112,8 @@ def read_table(
     parts: list[pa.Table] = []
     for piece in task.slices:
         with open_slice(files, options, piece) as file:
-            for part in table_pieces(file, piece, options, options.forms):
+            forms = [form for form in options.forms if not form.made]
+            for part in table_pieces(file, piece, options, forms):
                 parts.append(part.cast(plain_schema(part.schema)))
     table = pa.concat_tables(parts)
     if task.key is not None:

@@ -50,6 +50,8 @@ def loaded_by(statement: str) -> set[str]:
         ("import dask_loader.world, dask_loader.options, dask_loader.run", {"torch"}),
         ("from dask_loader import ConfigError, WindowError", {"torch", "pyarrow"}),
         ("import dask_loader.dataset, dask_loader.loader", {"distributed", "cluster"}),
+        # Dask's own command imports it at every call, for a worker too.
+        ("import dask_loader.cli", {"torch", "pyarrow", "numpy", "distributed"}),
         ("import dask_loader.engine.dask", {"cluster"}),
         ("import cluster", {"torch", "dask_loader", "distributed", "pyarrow"}),
         ("from cluster import launch, connect", {"torch", "dask_loader", "pyarrow"}),

@@ -1,0 +1,126 @@
+"""Options that commands share, and the values that people write for them."""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import click
+
+from dask_loader.errors import DaskLoaderError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def _literal(*kinds: type) -> Callable[[str], Any]:
+    """Return what reads a value of these kinds, written as JSON or as Python would."""
+
+    def read(text: str) -> Any:
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                found = parse(text)
+            except (ValueError, SyntaxError):
+                continue
+            if isinstance(found, kinds):
+                return found
+        names = " or ".join(kind.__name__ for kind in kinds)
+        raise click.BadParameter(f"{text!r} is no {names} in JSON or Python")
+
+    return read
+
+
+def _names(text: str) -> list[str]:
+    if text.lstrip().startswith("["):
+        found: list[str] = _literal(list)(text)
+        return found
+    return [name.strip() for name in text.split(",")]
+
+
+def _amount(text: str) -> int | str:
+    return int(text) if text.strip().isdecimal() else text
+
+
+_OPTIONS = [
+    click.argument("paths", metavar="PATH...", nargs=-1, required=True),
+    click.option(
+        "--columns",
+        type=_names,
+        metavar="NAMES",
+        help="Columns to read: a,b,c, or a JSON list. They decide how large windows are, "
+        "and so the order: give those that training reads.",
+    ),
+    click.option(
+        "--filters",
+        type=_literal(list, tuple),
+        metavar="CONDITIONS",
+        help='Rows to keep, in JSON or Python: \'[["day", ">=", "2026-01-01"]]\'; a list '
+        "of such lists joins them by or. Dates and times are written as text.",
+    ),
+    click.option("--batch-size", type=click.IntRange(1), help="Rows for each rank."),
+    click.option("--shuffle/--no-shuffle", default=None, help="Mix rows."),
+    click.option("--seed", type=int, help="For the mixing."),
+    click.option(
+        "--shuffle-window",
+        type=_amount,
+        metavar="AMOUNT",
+        help='Rows (a number) or decoded bytes ("64 MiB") that are mixed together.',
+    ),
+    click.option("--num-splits", type=click.IntRange(1), help="Cuts of the epoch."),
+    click.option(
+        "--uneven",
+        type=click.Choice(["pad", "drop", "exact"]),
+        help="What becomes of rows that the ranks cannot share evenly.",
+    ),
+    click.option(
+        "--drop-last",
+        is_flag=True,
+        default=None,
+        help="Leave off the last global batch unless it is whole.",
+    ),
+    click.option("--epoch", type=click.IntRange(0), default=0, show_default=True),
+    click.option(
+        "--world-size",
+        type=click.IntRange(1),
+        default=1,
+        show_default=True,
+        help="Ranks that share the rows.",
+    ),
+    click.option(
+        "--client",
+        default="threads",
+        show_default=True,
+        help='Who reads: "threads", or the address of a Dask scheduler.',
+    ),
+    click.option(
+        "--memory-limit",
+        type=_amount,
+        metavar="AMOUNT",
+        help='Decoded bytes of one rank: "1 GiB".',
+    ),
+    click.option(
+        "--storage-options",
+        type=_literal(dict),
+        metavar="OPTIONS",
+        help="For fsspec, in JSON or Python.",
+    ),
+    click.option("--json", "as_json", is_flag=True, help="Print JSON."),
+]
+
+
+def common_options(command: Command) -> Command:
+    """Add PATH and the options that say how a dataset is read."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@contextmanager
+def named_errors() -> Iterator[None]:
+    """Let errors of ours end the command with one line on stderr and exit code 1."""
+    try:
+        yield
+    except DaskLoaderError as error:
+        raise click.ClickException(" ".join(str(error).split())) from error
