@@ -56,8 +56,8 @@ class ParquetDataset(IterableDataset[Any]):
         path: A file, a folder, a glob, or a list of these; paths or fsspec URLs.
         columns: Columns to read, in the batch's order; None for all.
         filters: Rows to keep: [(column, op, value), ...], a list of such lists (or), or a
-            pyarrow.compute.Expression. Exact; they are counted once, when the dataset is
-            made.
+            pyarrow.compute.Expression. Exact: the rows they keep are counted when the
+            dataset is made, and remembered.
         batch_size: Rows for each rank and step; None yields single rows.
         shuffle: Mix rows. The order is a pure function of seed and epoch.
         seed: For shuffle.
@@ -86,8 +86,9 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
-        footer_cache: Remember the files' footers for the next start, in a folder of the
-            user's cache folder or in this one; False for not. The environment variable
+        footer_cache: Remember the files' footers, and how many rows filters keep, for the
+            next start, in a folder of the user's cache folder or in this one; False for
+            not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
         storage_options: For fsspec.
 
