@@ -24,16 +24,16 @@ from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.where import resolve_client
 from dask_loader.engine.worker import run_table
 from dask_loader.errors import ClosedError, ConfigError
+from dask_loader.explain import explain
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.pipeline import Pipeline, make_engine
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.prepare import load_catalog
-from dask_loader.run import Run, window_bytes
+from dask_loader.run import Run
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
-from dask_loader.units import format_bytes
 from dask_loader.world import World, resolve_world
 
 
@@ -200,28 +200,14 @@ class ParquetDataset(IterableDataset[Any]):
         return deal.num_steps(world.rank)
 
     def explain(self) -> str:
-        """Describe the plan for this rank in a few lines of text."""
-        world = self.world
-        run = self._course.plan(world, self._course.next_epoch())
-        catalog, options = self._catalog, self._options
-        size = window_bytes(catalog, options)
-        decoded = int(catalog.num_bytes.sum())
-        ruled_out = int((catalog.num_kept == 0).sum())
-        lines = [
-            f"{catalog.total_rows} rows in {len(catalog.row_group)} row groups of "
-            f"{len(catalog.files)} files, {format_bytes(decoded)} decoded",
-            f"row groups: largest {int(catalog.num_rows.max(initial=0))} rows and "
-            f"{format_bytes(int(catalog.num_bytes.max(initial=0)))}, {ruled_out} never "
-            "read for their statistics or filters",
-            f"order: shuffle={options.shuffle} seed={options.seed} num_splits="
-            f"{run.epoch.order.num_splits} windows of about {format_bytes(size)}",
-            f"rank {world.rank} of {world.world_size} ({world.source}): "
-            f"{run.num_steps} batches, {run.num_rows} rows, up to "
-            f"{run.deal.splits_in_hand(world.rank)} windows in hand, memory_limit "
-            f"{format_bytes(options.memory_bytes)}",
-            f"read by: {self._pipeline().engine.name}",
-        ]
-        return "\n".join(lines)
+        """Describe the plan for this rank in a few lines of text.
+
+        What is read and what is left out, the order, how well batches are mixed beside a
+        full shuffle's, and what would mix them better. Nothing is read for it.
+        """
+        run = self._course.plan(self.world, self._course.next_epoch())
+        reader = self._pipeline().engine.name
+        return explain(self._catalog, self._options, run, reader=reader)
 
     def stats(self) -> dict[str, float]:
         """Return counts and seconds so far in this process; see metrics.LABELS.
