@@ -45,11 +45,11 @@ from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.course import Course
 from dask_loader.engine.stream import _MIN_TASKS, _TASKS_PER_SLOT
+from dask_loader.explain import explain
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.schedule import walk
 from dask_loader.read.nulls import make_null_policy
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
-from dask_loader.run import window_bytes
 from dask_loader.world import World
 
 Value = TypeVar("Value")
@@ -143,12 +143,9 @@ def plan_once(num_groups: int, world_size: int, shuffle: bool) -> dict[str, Any]
     }
 
 
-def _explained(
-    course: Course, world: World, options: DatasetOptions
-) -> tuple[int, int]:
+def _explained(course: Course, world: World, options: DatasetOptions) -> str:
     run = course.plan_next(world)
-    catalog = course._catalog
-    return run.deal.splits_in_hand(world.rank), window_bytes(catalog, options)
+    return explain(course._catalog, options, run, reader="nobody")
 
 
 def plans(row_groups: list[int], world_sizes: list[int]) -> list[dict[str, Any]]:

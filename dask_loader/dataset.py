@@ -27,6 +27,7 @@ from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.where import resolve_client
 from dask_loader.engine.worker import run_table
 from dask_loader.errors import ClosedError, ConfigError
+from dask_loader.explain import explain
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions
 from dask_loader.pipeline import Pipeline, make_engine
@@ -34,10 +35,9 @@ from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.prepare import load_catalog
-from dask_loader.run import ROWS_PER_STEP, Progress, Run, window_bytes
+from dask_loader.run import ROWS_PER_STEP, Progress, Run
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
-from dask_loader.units import format_bytes
 from dask_loader.world import World, resolve_world
 
 
@@ -60,8 +60,8 @@ class ParquetDataset(IterableDataset[Any]):
         path: A file, a folder, a glob, or a list of these; paths or fsspec URLs.
         columns: Columns to read, in the batch's order; None for all.
         filters: Rows to keep: [(column, op, value), ...], a list of such lists (or), or a
-            pyarrow.compute.Expression. Exact; they are counted once, when the dataset is
-            made.
+            pyarrow.compute.Expression. Exact: the rows they keep are counted when the
+            dataset is made, and remembered.
         batch_size: Rows for each rank and step; None yields single rows.
         shuffle: Mix rows. The order is a pure function of seed and epoch.
         seed: For shuffle.
@@ -96,8 +96,9 @@ class ParquetDataset(IterableDataset[Any]):
         worker_timeout: Longest wait for a Dask worker to exist.
         rank_timeout: Longest wait at the begin of an epoch for the other ranks, where
             torch.distributed is initialised: they compare what they are about to read.
-        footer_cache: Remember the files' footers for the next start, in a folder of the
-            user's cache folder or in this one; False for not. The environment variable
+        footer_cache: Remember the files' footers, and how many rows filters keep, for the
+            next start, in a folder of the user's cache folder or in this one; False for
+            not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
         storage_options: For fsspec.
 
@@ -215,28 +216,14 @@ class ParquetDataset(IterableDataset[Any]):
         return deal.num_steps(world.rank)
 
     def explain(self) -> str:
-        """Describe the plan for this rank in a few lines of text."""
-        world = self.world
-        run = self._course.plan_next(world)
-        catalog, options = self._catalog, self._options
-        size = window_bytes(catalog, options)
-        decoded = int(catalog.num_bytes.sum())
-        ruled_out = int((catalog.num_kept == 0).sum())
-        lines = [
-            f"{catalog.total_rows} rows in {len(catalog.row_group)} row groups of "
-            f"{len(catalog.files)} files, {format_bytes(decoded)} decoded",
-            f"row groups: largest {int(catalog.num_rows.max(initial=0))} rows and "
-            f"{format_bytes(int(catalog.num_bytes.max(initial=0)))}, {ruled_out} never "
-            "read for their statistics or filters",
-            f"order: shuffle={options.shuffle} seed={options.seed} num_splits="
-            f"{run.epoch.order.num_splits} windows of about {format_bytes(size)}",
-            f"rank {world.rank} of {world.world_size} ({world.source}): "
-            f"{run.num_steps} batches, {run.num_rows} rows, up to "
-            f"{run.deal.splits_in_hand(world.rank)} windows in hand, memory_limit "
-            f"{format_bytes(options.memory_bytes)}",
-            f"read by: {self._pipeline().engine.name}",
-        ]
-        return "\n".join(lines)
+        """Describe the plan for this rank in a few lines of text.
+
+        What is read and what is left out, the order, how well batches are mixed beside a
+        full shuffle's, and what would mix them better. Nothing is read for it.
+        """
+        run = self._course.plan_next(self.world)
+        reader = self._pipeline().engine.name
+        return explain(self._catalog, self._options, run, reader=reader)
 
     def stats(self) -> dict[str, float]:
         """Return counts and seconds so far in this process; see metrics.LABELS.

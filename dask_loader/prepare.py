@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,21 +15,18 @@ from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.provenance import add_provenance
+from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
 from dask_loader.errors import DaskLoaderError, NullError
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.schedule import Request
 from dask_loader.plan.stage import Stage
-from dask_loader.read.count import count_rows
 from dask_loader.read.nulls import make_null_policy, null_error
-from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
+from dask_loader.read.task import ReadOptions, WindowTask
 from dask_loader.run import Run, make_run
 from dask_loader.transfer.window import block_bytes
 from dask_loader.world import World
-
-# Row groups are counted in tasks of about the decoding of one window.
-_COUNT_BYTES = 64 << 20
 
 
 def load_catalog(
@@ -72,6 +68,7 @@ def load_catalog(
             return  # what is wrong is said in its turn, once all footers are read
 
     in_order = not options.shuffle and options.num_splits in (None, 1)
+    cache = open_cache(options.footer_cache, os.environ)
     catalog = read_catalog(
         found.storage,
         found.paths,
@@ -79,7 +76,7 @@ def load_catalog(
         filters=filters,
         run=engine.map,
         listed=found.listed,
-        cache=open_cache(options.footer_cache, os.environ),
+        cache=cache,
         on_front=begin if ahead is not None and in_order and filters is None else None,
     )
     read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
@@ -87,7 +84,7 @@ def load_catalog(
     if catalog.expression is None:
         _check_nulls(catalog, read_options)
     else:
-        catalog = _count_kept(catalog, read_options, engine)
+        catalog = with_counted_rows(catalog, read_options, engine, cache)
     return catalog, read_options
 
 
@@ -97,7 +94,7 @@ def window_task(
     """Return what a reader is told of a window."""
     window = request.window
     slices = tuple(
-        _slice_task(catalog, piece.group, piece.start, piece.stop)
+        slice_task(catalog, piece.group, piece.start, piece.stop)
         for piece in window.slices
     )
     # What the catalog reckons beyond the fixed widths are texts.
@@ -167,20 +164,6 @@ def _growth(catalog: Catalog, delivered: Sequence[Form]) -> float:
     return max(1.0, after / before) if before else 1.0
 
 
-def _slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTask:
-    file = catalog.files[int(catalog.file_index[group])]
-    return SliceTask(
-        file.path,
-        file.stamp,
-        int(catalog.row_group[group]),
-        int(catalog.num_rows[group]),
-        start,
-        stop,
-        file.digest,
-        int(catalog.file_index[group]),
-    )
-
-
 def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
     """Refuse nulls that the footers tell of, before anything is decoded."""
     for form in read_options.forms:
@@ -199,23 +182,3 @@ def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
             where=f" ({total} in the whole dataset)",
         )
         raise error
-
-
-def _count_kept(catalog: Catalog, read_options: ReadOptions, engine: Engine) -> Catalog:
-    chunks: list[list[int]] = []
-    room = 0
-    for group in np.flatnonzero(catalog.num_kept).tolist():
-        if room <= 0:
-            chunks.append([])
-            room = _COUNT_BYTES
-        chunks[-1].append(group)
-        room -= int(catalog.num_bytes[group])
-    items = [
-        [_slice_task(catalog, g, 0, int(catalog.num_rows[g])) for g in chunk]
-        for chunk in chunks
-    ]
-    counts = engine.map(partial(count_rows, read_options), items)
-    kept = np.zeros_like(catalog.num_kept)
-    for chunk, part in zip(chunks, counts, strict=True):
-        kept[chunk] = part
-    return catalog.with_kept(kept)

@@ -207,6 +207,28 @@ def test_filters_keep_the_promises(small_data, num_workers):
     assert len({len(batches) for batches in ranks}) == 1
 
 
+@pytest.mark.parametrize("client", ["threads"], indirect=True)
+@pytest.mark.parametrize("world_size", [1, 4, 8])
+@pytest.mark.parametrize("num_kept", [0, 1, 3, 40])
+def test_filters_that_leave_few_rows_or_none_keep_equal_steps(
+    tmp_path, client, num_kept, world_size
+):
+    # Statistics rule out nothing: each of the three row groups has small and large ids.
+    spread = np.arange(60) * 7 % 60
+    pq.write_table(pa.table({"id": spread}), tmp_path / "a.parquet", row_group_size=20)
+    for uneven, shuffle in product(UNEVEN, (True, False)):
+        ranks = read_ranks(
+            tmp_path,
+            client=client,
+            world_size=world_size,
+            uneven=uneven,
+            shuffle=shuffle,
+            filters=[("id", "<", num_kept)],
+            **OPTIONS,
+        )
+        check_promises(ranks, num_rows=num_kept, uneven=uneven)
+
+
 # ---- the same batches ---------------------------------------------------------------
 
 

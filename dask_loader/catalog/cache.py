@@ -19,10 +19,12 @@ import stat
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
+
+from dask_loader.catalog.turn import Turn, take_turn
 
 # Changes with the meaning of what is stored.
 _MAGIC = b"dask_loader footers 1\n"
@@ -30,9 +32,12 @@ _DIGEST_BYTES = 16
 # Of all files together; those used longest ago go first.
 _MAX_FOLDER_BYTES = 256 << 20
 _MAX_FILE_BYTES = 128 << 20
-# A process that was killed while it wrote leaves its file beside.
+# A process that was killed while it wrote, or had a turn, leaves a file behind. (A turn
+# of such length that is held loses its file: those who come later then do not wait for it.)
 _ABANDONED_S = 3600.0
-_OURS = re.compile(r"[0-9a-f]{32}\.(footers|answers|writing)")
+_OURS = re.compile(r"[0-9a-f]{32}\.(footers|answers|counts|writing|turn-for-counts)")
+
+_TABLES = (".footers", ".answers", ".counts")
 
 _log = logging.getLogger("dask_loader")
 
@@ -52,7 +57,7 @@ class FooterCache:
         """Return a table, or None where there is none that can be trusted.
 
         Args:
-            kind: "footers" or "answers".
+            kind: "footers", "answers" or "counts".
             key: Any text.
         """
         try:
@@ -68,7 +73,7 @@ class FooterCache:
         """Keep a table, and drop what was used longest ago.
 
         Args:
-            kind: "footers" or "answers".
+            kind: "footers", "answers" or "counts".
             key: Any text.
             table: Of any columns.
         """
@@ -82,6 +87,26 @@ class FooterCache:
                 _make_room(folder)
         except (OSError, ValueError, pa.ArrowException) as error:
             _log.debug("footer cache: %s of %r not kept: %s", kind, key, error)
+
+    @contextmanager
+    def turn(self, kind: str, key: str, *, wait_s: float) -> Iterator[Turn]:
+        """Wait until no other process of this host makes this table; hold that turn.
+
+        Args:
+            kind: "counts".
+            key: Any text.
+            wait_s: Longest wait.
+        """
+        with ExitStack() as held:
+            try:
+                os.makedirs(self.folder, mode=0o700, exist_ok=True)
+                folder = held.enter_context(self._opened())
+                name = _name(f"turn-for-{kind}", key)
+                turn = held.enter_context(take_turn(name, folder, wait_s=wait_s))
+            except (OSError, ValueError) as error:
+                _log.debug("footer cache: no turn for %s of %r: %s", kind, key, error)
+                turn = Turn.NONE
+            yield turn
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
@@ -175,7 +200,7 @@ def _make_room(folder: int) -> None:
     room = _MAX_FOLDER_BYTES
     for used_at, num_bytes, name in sorted(files, reverse=True):
         room -= num_bytes
-        abandoned = name.endswith(".writing") and time.time() - used_at > _ABANDONED_S
+        abandoned = not name.endswith(_TABLES) and time.time() - used_at > _ABANDONED_S
         if room < 0 or abandoned:
             with suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=folder)

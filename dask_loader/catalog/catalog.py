@@ -31,11 +31,19 @@ Ints = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True)
 class FileEntry:
-    """One file and the version of it that the catalog speaks of."""
+    """One file and the version of it that the catalog speaks of.
+
+    Attributes:
+        path: Where it lies.
+        stamp: Tells this version from others in the time of a run.
+        digest: Hash of its footer.
+        identity: What no other content at this path ever has, or "", see Sight.
+    """
 
     path: str
     stamp: Stamp
     digest: str
+    identity: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -173,7 +181,7 @@ def read_catalog(
         read = query.filter_columns
         _check_schemas(schema, packed, first, names, read, columns is None)
         entries = tuple(
-            FileEntry(path, sight.stamp, digest)
+            FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
                 first,
                 footers.sights[: len(first)],

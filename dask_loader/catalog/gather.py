@@ -11,8 +11,7 @@ see the same files under the same paths, as it must to read their rows.
 
 from __future__ import annotations
 
-import os.path
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
@@ -29,9 +28,9 @@ from dask_loader.catalog.footers import (
     read_footers,
     read_tails,
 )
+from dask_loader.catalog.remembered import Remembered, concat, root_of, still
 from dask_loader.catalog.schema import unpack_schema
 from dask_loader.catalog.storage import Sight, Storage
-from dask_loader.errors import DataChangedError
 
 # Runs a function over items, in order: here, in threads, or on a cluster.
 MapFunction = Callable[[Callable[[Any], Any], Sequence[Any]], list[Any]]
@@ -46,9 +45,6 @@ _MANY_FOOTERS, _FIRST_FOOTERS = 500, 100
 _MANY_REMOTE_FOOTERS, _FIRST_REMOTE_FOOTERS = 64, 32
 # Files that are looked at side by side where each look is a round trip.
 _LOOKS = 32
-# What the cache keeps of files that are no longer in the dataset, or are in another one
-# below the same folder.
-_MAX_OTHERS_BYTES = 32 << 20
 
 
 class Footers:
@@ -78,11 +74,12 @@ class Footers:
         self._storage = storage
         self._paths = paths
         self.sights = _look(storage, paths, listed)
+        self._identities = [sight.identity for sight in self.sights]
         self._cache = cache
-        root = f"{storage.protocol} {_root(paths)}"
+        root = f"{storage.protocol} {root_of(paths)}"
         # Another Arrow may read another type out of the same footer.
-        self._answers = _Kept(cache, "answers", f"{root} {asked} {pa.__version__}")
-        self._tails = _Kept(cache, "footers", root)
+        self._answers = Remembered(cache, "answers", f"{root} {asked} {pa.__version__}")
+        self._tails = Remembered(cache, "footers", root)
         self._first_tail: bytes | None = None
 
     def first_schema(self) -> pa.Schema:
@@ -91,7 +88,7 @@ class Footers:
         Raises:
             BadFileError: The file is not readable Parquet.
         """
-        rows = self._answers.find(self._paths[:1], self.sights[:1])
+        rows = self._answers.find(self._paths[:1], self._identities[:1])
         if rows[0] >= 0:
             return unpack_schema(self._answers.column("schema")[rows[0]].as_py())
         self._first_tail = next(self._read([0]))
@@ -116,7 +113,7 @@ class Footers:
         Raises:
             BadFileError: A file is not readable Parquet.
         """
-        rows = self._answers.find(self._paths, self.sights, name)
+        rows = self._answers.find(self._paths, self._identities, name)
         missing = [number for number, row in enumerate(rows) if row < 0]
         if not missing:
             return self._answers.take(rows)
@@ -169,9 +166,9 @@ class Footers:
     def _read(self, numbers: Sequence[int]) -> Generator[bytes, None, None]:
         """Yield the footers of some files, remembered ones or from the files."""
         paths = [self._paths[i] for i in numbers]
-        sights = [self.sights[i] for i in numbers]
-        rows = self._tails.find(paths, sights)
-        sizes = [sight.stamp.num_bytes for sight in sights]
+        identities = [self._identities[i] for i in numbers]
+        rows = self._tails.find(paths, identities)
+        sizes = [self.sights[i].stamp.num_bytes for i in numbers]
         missing = [
             file
             for file, row in zip(zip(paths, sizes, strict=True), rows, strict=True)
@@ -182,118 +179,13 @@ class Footers:
             yield self._tails.column("tail")[row].as_py() if row >= 0 else next(read)
 
     def _keep(
-        self, kept: _Kept, numbers: Sequence[int], table: pa.Table, name: str
+        self, kept: Remembered, numbers: Sequence[int], table: pa.Table, name: str
     ) -> None:
         if self._cache is None:
             return
-        sights = [self.sights[i] for i in numbers]
         paths = [self._paths[i] for i in numbers]
-        if self._storage.is_local:  # changed while it was read?
-            same = [
-                sight.identity if _still(self._storage, path, sight) else ""
-                for path, sight in zip(paths, sights, strict=True)
-            ]
-        else:
-            same = [sight.identity for sight in sights]
-        kept.add(paths, same, table, name)
-
-
-class _Kept:
-    """One table of the cache: loaded when it is first asked for."""
-
-    def __init__(self, cache: FooterCache | None, kind: str, key: str) -> None:
-        self._cache, self._kind, self._key = cache, kind, key
-        self._loaded = cache is None
-        self._table: pa.Table | None = None
-        self._rows: dict[tuple[bytes, str], int] = {}
-
-    def find(
-        self, paths: Sequence[str], sights: Sequence[Sight], name: str | None = None
-    ) -> list[int]:
-        """Return each file's row, -1 where there is none.
-
-        Args:
-            paths: Of the files.
-            sights: As they are now.
-            name: What the table must have been kept for.
-        """
-        if not self._loaded:
-            self._load()
-        if self._table is None or (name is not None and self._name() != name):
-            return [-1] * len(paths)
-        find = self._rows.get
-        return [
-            find((_path_bytes(path), sight.identity), -1)
-            for path, sight in zip(paths, sights, strict=True)
-        ]
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        """Return a column of the table, for rows that find() returned."""
-        assert self._table is not None
-        return self._table[name]
-
-    def take(self, rows: list[int]) -> pa.Table:
-        """Return rows that find() returned."""
-        assert self._table is not None
-        if rows == list(range(len(self._table))):
-            return self._table
-        return self._table.take(pa.array(rows, pa.int64()))
-
-    def add(
-        self, paths: list[str], identities: list[str], table: pa.Table, name: str
-    ) -> None:
-        """Keep rows; those with an empty identity are left out.
-
-        Args:
-            paths: Of the files.
-            identities: Of the files.
-            table: A row for each file.
-            name: What the table is kept for; rows kept for something else are dropped.
-        """
-        assert self._cache is not None
-        keys = [_path_bytes(path) for path in paths]
-        table = table.append_column("path", pa.array(keys, pa.binary()))
-        table = table.append_column("identity", pa.array(identities, pa.string()))
-        told_apart = [i for i, identity in enumerate(identities) if identity]
-        if not told_apart:
-            return
-        table = table.take(told_apart)
-        parts = [table]
-        if self._table is not None and self._name() == name:
-            now = set(keys)
-            others = self._table["path"].to_pylist()
-            rows = [i for i, path in enumerate(others) if path not in now]
-            left = self._table.take(pa.array(rows, pa.int64()))
-            each = max(1, left.nbytes // max(1, len(left)))
-            parts.append(left.slice(0, _MAX_OTHERS_BYTES // each))
-        whole = concat(parts).replace_schema_metadata({"name": name})
-        self._cache.save(self._kind, self._key, whole)
-
-    def _load(self) -> None:
-        assert self._cache is not None
-        self._loaded = True
-        self._table = self._cache.load(self._kind, self._key)
-        if self._table is None:
-            return
-        try:
-            pairs = zip(
-                self._table["path"].to_pylist(),
-                self._table["identity"].to_pylist(),
-                strict=True,
-            )
-            # A file that could not be told apart has no row, and "" finds none.
-            self._rows = {pair: row for row, pair in enumerate(pairs) if pair[1]}
-        except KeyError:
-            self._table = None
-
-    def _name(self) -> str:
-        assert self._table is not None
-        return str((self._table.schema.metadata or {}).get(b"name", b"").decode())
-
-
-def concat(tables: Iterable[pa.Table]) -> pa.Table:
-    """Join tables of parse_footers; columns of nulls that one lacks are null there."""
-    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+        identities = [self._identities[i] for i in numbers]
+        kept.add(paths, still(self._storage, paths, identities), table, name)
 
 
 def _look(
@@ -311,21 +203,3 @@ def _look(
         with ThreadPoolExecutor(_LOOKS, thread_name_prefix="dask-loader-look") as pool:
             found.update(zip(unknown, pool.map(storage.look, unknown), strict=True))
     return [found[path] for path in paths]
-
-
-def _still(storage: Storage, path: str, sight: Sight) -> bool:
-    try:
-        return storage.look(path) == sight
-    except DataChangedError:
-        return False
-
-
-def _root(paths: Sequence[str]) -> str:
-    """Return the folder that all paths lie in."""
-    # What the first and the last in sorting have in common, all have.
-    ends = (min(paths), max(paths))
-    return os.path.commonpath([path.rpartition("/")[0] for path in ends])
-
-
-def _path_bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")

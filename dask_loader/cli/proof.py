@@ -260,7 +260,7 @@ class Checker:
         missing = self._inventory.expected & ~self._seen
         count, promised = int(np.count_nonzero(missing)), self._promise.num_dropped
         if count != promised:
-            lost = np.flatnonzero(missing)[:MAX_SHOWN] if count > promised else []
+            lost: Any = np.flatnonzero(missing)[:MAX_SHOWN] if count > promised else []
             why = "drop_last" if self._promise.drop_last else "uneven='drop'"
             self._findings.append(
                 Finding(

@@ -75,9 +75,20 @@ class Engine(Protocol):
         ...
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item]
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        names: Sequence[str] | None = None,
     ) -> list[Result]:
         """Run a function over small items and return the results in order.
+
+        Args:
+            function: What to run.
+            items: Given to it.
+            names: Text for each item. Where other processes ask the same cluster for
+                items of the same function and names, these are run once for all that ask
+                at the same time.
 
         Raises:
             DaskLoaderError: Whatever the function raised of ours, else WindowError.

@@ -133,17 +133,26 @@ class DaskEngine:
             waited_s += _LOOK_AROUND_S
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item]
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        names: Sequence[str] | None = None,
     ) -> list[Result]:
         """Run a function over items on the cluster."""
         name = getattr(getattr(function, "func", function), "__name__", "map")
-        futures = self._client.map(
-            function, list(items), key=f"{name}-{self._token}", pure=False
+        # The scheduler runs a key once, and forgets it when no client wants it any more.
+        keys = (
+            f"{name}-{self._token}" if names is None else [f"{name}-{n}" for n in names]
         )
+        futures = self._client.map(function, list(items), key=keys, pure=False)
         try:
             return [self._take(future, name) for future in futures]
         finally:
-            self._client.cancel(futures)
+            # Not cancelled: a client that asks for the same key at this very moment would
+            # be told that it was.
+            for future in futures:
+                future.release()
 
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
         """Ask for a window."""

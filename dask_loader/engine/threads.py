@@ -77,9 +77,14 @@ class ThreadsEngine:
         return self._num_threads
 
     def map(
-        self, function: Callable[[Item], Result], items: Sequence[Item]
+        self,
+        function: Callable[[Item], Result],
+        items: Sequence[Item],
+        *,
+        names: Sequence[str] | None = None,
     ) -> list[Result]:
-        """Run a function over items in the threads."""
+        """Run a function over items in the threads, which no other process asks."""
+        del names
         try:
             return list(self._executor.map(function, items))
         except DaskLoaderError:

@@ -202,7 +202,7 @@ def test_files_that_are_gone_are_forgotten_where_room_is_short(
     opened: list[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(gather, "_MAX_OTHERS_BYTES", 0)
+    monkeypatch.setattr("dask_loader.catalog.remembered._MAX_OTHERS_BYTES", 0)
     read(files[:3], cache)
     read(files[3:], cache)
     opened.clear()

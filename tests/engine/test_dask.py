@@ -122,6 +122,42 @@ def test_after_an_early_break_no_window_is_left(local_cluster, client, small_dat
         assert until(lambda: not keys_on_workers(client))
 
 
+def note(log: Path) -> int:
+    with log.open("a") as file:
+        file.write("run\n")
+    return len(log.read_text())
+
+
+def test_a_named_result_that_one_client_lets_go_stays_for_the_other(
+    engine, local_cluster, client, tmp_path
+):
+    log = tmp_path / "log"
+    theirs = client.submit(note, log, key="note-same")
+    assert engine.map(note, [log], names=["same"]) == [4]
+    assert engine.map(note, [log], names=["other"]) == [8]
+    engine.close()
+    again = DaskEngine(
+        Where(local_cluster.address), worker_timeout_s=60, memory_limit=1 << 20
+    )
+    assert again.map(note, [log], names=["same"]) == [4]
+    again.close()
+    assert theirs.result(timeout=_DEADLINE_S) == 4
+
+
+def test_named_results_are_forgotten_when_no_client_holds_them(
+    engine, client, tmp_path
+):
+    log = tmp_path / "log"
+
+    def forgotten() -> bool:
+        keys = client.run_on_scheduler(lambda dask_scheduler: [*dask_scheduler.tasks])
+        return "note-same" not in keys
+
+    for expected in (4, 8):
+        assert engine.map(note, [log], names=["same"]) == [expected]
+        assert until(forgotten)
+
+
 def test_windows_that_are_given_up_in_the_queue_are_forgotten(
     engine, client, busy_workers, tasks
 ):
