@@ -260,14 +260,14 @@ class Checker:
         missing = self._inventory.expected & ~self._seen
         count, promised = int(np.count_nonzero(missing)), self._promise.num_dropped
         if count != promised:
-            lost: Any = np.flatnonzero(missing)[:MAX_SHOWN] if count > promised else []
+            lost: list[int] = np.flatnonzero(missing)[:MAX_SHOWN].tolist()
             why = "drop_last" if self._promise.drop_last else "uneven='drop'"
             self._findings.append(
                 Finding(
                     "lost" if count > promised else "not dropped",
                     f"{_number(count)} never came"
                     + (f", {why} leaves off {promised}" if promised else ""),
-                    [(self._inventory.place(int(row)), []) for row in lost],
+                    [(self._inventory.place(r), []) for r in lost if count > promised],
                 )
             )
         return count

@@ -111,7 +111,7 @@ def read_and_check(
         promise=promise,
         report=report,
         epoch=epoch,
-        num_splits=state["num_splits"],
+        num_splits=state["stages"][-1][1],
         num_workers=num_workers,
         resume_at=resume_at,
     )
