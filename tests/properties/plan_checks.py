@@ -9,7 +9,7 @@ import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import chain, groupby, pairwise
+from itertools import chain, groupby, pairwise, product
 from math import ceil
 
 import numpy as np
@@ -22,7 +22,7 @@ from dask_loader.plan.stage import Stage, next_stages
 from dask_loader.plan.window import READ_FACTOR, planned_reads
 from dask_loader.run import Progress, Run
 from dask_loader.world import World
-from tests.properties.plan_cases import Case, Example, Leg
+from tests.properties.plan_cases import UNEVEN, Case, Example, Leg
 from tests.properties.plan_oracle import (
     Row,
     naive_order,
@@ -273,20 +273,21 @@ def check_pads(example: Example) -> None:
 
 def check_steps(example: Example) -> None:
     """len() is exact, and steps are equal in number and size where that is promised."""
-    deal = example.case.deal
-    found = all_batches(example.case)
-    for rank, mine in enumerate(found):
-        assert deal.num_steps(rank) == len(mine)
-        assert deal.num_rank_rows(rank) == sum(batch.num_rows for batch in mine)
-        assert all(batch.num_rows == deal.batch_size for batch in mine[:-1])
-        assert all(1 <= batch.num_rows <= deal.batch_size for batch in mine)
-    sizes = [[batch.num_rows for batch in mine] for mine in found]
-    if deal.uneven == "exact" and not deal.drop_last:
-        steps = [len(mine) for mine in sizes]
-        assert steps == sorted(steps, reverse=True)  # rank 0 ends last
-        assert steps[0] - steps[-1] <= 1
-    else:
-        assert all(mine == sizes[0] for mine in sizes)
+    for uneven, drop_last in product(UNEVEN, (False, True)):
+        deal = replace(example.case.deal, uneven=uneven, drop_last=drop_last)
+        found = all_batches(replace(example.case, deal=deal))
+        for rank, mine in enumerate(found):
+            assert deal.num_steps(rank) == len(mine)
+            assert deal.num_rank_rows(rank) == sum(batch.num_rows for batch in mine)
+            assert all(batch.num_rows == deal.batch_size for batch in mine[:-1])
+            assert all(1 <= batch.num_rows <= deal.batch_size for batch in mine)
+        sizes = [[batch.num_rows for batch in mine] for mine in found]
+        if uneven == "exact" and not drop_last:
+            steps = [len(mine) for mine in sizes]
+            assert steps == sorted(steps, reverse=True)  # rank 0 ends last
+            assert steps[0] - steps[-1] <= 1
+        else:
+            assert all(mine == sizes[0] for mine in sizes)
 
 
 def check_own_splits(example: Example) -> None:

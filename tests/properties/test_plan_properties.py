@@ -96,7 +96,7 @@ def test_pads_are_rows_of_the_last_global_batch(example: Example) -> None:
     plan_checks.check_pads(example)
 
 
-@PROPERTY
+@LARGE_PROPERTY
 @given(examples())
 def test_steps_and_rows_are_counted_exactly_and_are_equal(example: Example) -> None:
     plan_checks.check_steps(example)
