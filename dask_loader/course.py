@@ -174,6 +174,8 @@ class Course:
         with closing(items):
             for item in items:
                 progress.num_items += 1
+                # Another epoch may have been set or begun in between.
+                self._progress = progress
                 self._untouched = None
                 yield item
             self._untouched = None

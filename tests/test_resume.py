@@ -409,6 +409,18 @@ def test_more_recuts_than_there_are_places_for_are_refused(data: str) -> None:
                 dataset.load_state_dict(state)
 
 
+def test_the_state_is_that_of_the_batch_handed_out_last(data: str) -> None:
+    with make(data, rank=0, world_size=2, batch_size=30) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        dataset.set_epoch(7)
+        assert dataset.state_dict()["epoch"] == 7
+        next(batches)  # a loop that goes on all the same
+        state = dataset.state_dict()
+        assert (state["epoch"], state["rows"]) == (0, 2 * STEP_ROWS)
+        del batches
+
+
 def test_a_loader_seeks_as_its_dataset_does(data: str) -> None:
     with make(data, rank=1, world_size=2, batch_size=30) as dataset:
         dataset.set_epoch(2)
