@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -44,9 +43,9 @@ def train(
     optimizer: torch.optim.Optimizer,
     loader: DataLoader,
     args: argparse.Namespace,
-) -> list[Any]:
-    """Train up to the last epoch; return epoch and ids of each step of this rank."""
-    seen: list[Any] = []
+) -> list[list[int]]:
+    """Train up to the last epoch; return the ids of each step of this rank."""
+    seen: list[list[int]] = []
     loss = torch.tensor(0.0)
     for epoch in range(loader.state_dict()["epoch"], args.epochs):
         loader.set_epoch(epoch)  # a position loaded for this epoch stays
@@ -56,7 +55,7 @@ def train(
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
-            seen.append([epoch, batch["id"].tolist()])
+            seen.append(batch["id"].tolist())
             if number % args.save_every == 0:
                 rows = loader.state_dict()["rows"]
                 folder = args.checkpoints / f"epoch-{epoch}-rows-{rows}"

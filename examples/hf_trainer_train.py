@@ -71,7 +71,7 @@ class Regression(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.linear = nn.Linear(2, 1)
-        self.seen: list[Any] = []
+        self.seen: list[list[int]] = []
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """Return the loss of a batch."""

@@ -189,7 +189,10 @@ def test_set_epoch_with_the_loaded_epoch_keeps_the_position(data: str) -> None:
         assert len(ids(dataset)) == 17 - 5
         assert len(ids(dataset)) == 17  # the next epoch is a whole one
         dataset.load_state_dict(state)
-        dataset.set_epoch(3)
+        with pytest.warns(
+            UserWarning, match=r"set_epoch\(3\) drops the position .* epoch 0: what was"
+        ):
+            dataset.set_epoch(3)
         assert len(ids(dataset)) == 17
 
 
@@ -205,6 +208,9 @@ def test_seek_goes_to_a_step_with_torchs_own_dataloader(
             dataset, batch_size=None, num_workers=num_workers
         )
         assert ids(loader) == whole[6:]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is dropped
+            dataset.set_epoch(4)
 
 
 @pytest.mark.parametrize("step", [-1, 18, 1.5, True])
