@@ -6,7 +6,8 @@
     torchrun ... --resume demo-data/lightning/step=150.ckpt
 
 Lightning keeps the state of a loader that has state_dict() and load_state_dict(), and
-tells its sampler each epoch. Our DataLoader has these, so nothing is left to do.
+tells its sampler each epoch. Our DataLoader has these, so nothing is left to do. Without
+torchrun Lightning starts the ranks itself.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("data", help="a folder that make_dataset.py wrote")
-    parser.add_argument("--ranks", type=int, default=2, help="as given to torchrun")
+    parser.add_argument("--ranks", type=int, default=2, help="as torchrun's")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--batch-size", type=int, default=512, help="rows per rank")
     parser.add_argument("--save-every", type=int, default=50, metavar="STEPS")
@@ -60,6 +61,32 @@ class Regression(lightning.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
+class Numbers(lightning.LightningDataModule):
+    """Makes the dataset when the ranks are known: Lightning may start them itself."""
+
+    def __init__(self, data: str, batch_size: int) -> None:
+        super().__init__()
+        self.data, self.batch_size = data, batch_size
+
+    def train_dataloader(self) -> DataLoader:
+        """Return a loader of this rank's share."""
+        self.dataset = ParquetDataset(
+            self.data,
+            columns=["id", "label", "f000_float32", "f003_float64"],
+            features={"x": ["f000_float32", "f003_float64"]},
+            dtypes={"x": torch.float32},
+            batch_size=self.batch_size,
+            shuffle=True,
+            client="threads",
+        )
+        return DataLoader(self.dataset)
+
+    def teardown(self, stage: str) -> None:
+        """Let go of the dataset's threads and files."""
+        del stage
+        self.dataset.close()
+
+
 def main() -> None:
     """Train."""
     args = parse()
@@ -76,16 +103,7 @@ def main() -> None:
         logger=False,
     )
     model = Regression()
-    with ParquetDataset(
-        args.data,
-        columns=["id", "label", "f000_float32", "f003_float64"],
-        features={"x": ["f000_float32", "f003_float64"]},
-        dtypes={"x": torch.float32},
-        batch_size=args.batch_size,
-        shuffle=True,
-        client="threads",
-    ) as dataset:
-        trainer.fit(model, DataLoader(dataset), ckpt_path=args.resume)
+    trainer.fit(model, Numbers(args.data, args.batch_size), ckpt_path=args.resume)
     if args.ids:
         args.ids.mkdir(parents=True, exist_ok=True)
         (args.ids / f"{trainer.global_rank}.json").write_text(json.dumps(model.seen))

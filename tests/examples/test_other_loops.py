@@ -65,12 +65,19 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train(
-    loop: Loop, data: Path, folder: Path, *arguments: object, num_ranks: int = 2
+    loop: Loop,
+    data: Path,
+    folder: Path,
+    *arguments: object,
+    num_ranks: int = 2,
+    with_torchrun: bool = True,
 ) -> list[Steps]:
-    """Train under torchrun; return what each rank saw, step by step."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(num_ranks), str(EXAMPLES / loop.script)]
-    command += [str(data), "--epochs", str(NUM_EPOCHS), "--ids", str(folder / "ids")]
+    """Train; return what each rank saw, step by step."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone"]
+    torchrun += ["--nproc-per-node", str(num_ranks)]
+    command = [sys.executable, *(torchrun if with_torchrun else [])]
+    command += [str(EXAMPLES / loop.script), str(data)]
+    command += ["--epochs", str(NUM_EPOCHS), "--ids", str(folder / "ids")]
     command += ["--batch-size", str(STEP_ROWS // num_ranks)]
     command += ["--save-every", str(loop.save_every), "--checkpoints", str(folder)]
     if loop.package == "lightning":
@@ -148,6 +155,13 @@ def test_a_run_goes_on_with_another_number_of_ranks(interrupted, data):
     pairs = zip(expected(data, 0), expected(data, 1), strict=True)
     assert [set(ids) for ids in alone] == [{*a, *b} for a, b in pairs][SAVED:]
     assert sum(map(len, alone[-STEPS:])) == NUM_ROWS  # one rank needs no pad
+
+
+def test_lightning_may_start_the_ranks_itself(data, tmp_path):
+    needs("lightning")
+    ranks = train(LOOPS[1], data, tmp_path, with_torchrun=False)
+    check_that_every_id_came_once(ranks)
+    assert ranks == [expected(data, rank) for rank in range(2)]
 
 
 # ---- what the frameworks do to our loader --------------------------------------------
