@@ -117,12 +117,14 @@ WAYS = {
 }
 
 
-def matrix(*, spawned: bool) -> Any:
-    """Mark all pairs; those that take long are slow."""
+def matrix(*, spawned: bool = False, other_batches: bool = False) -> Any:
+    """Make all pairs; those that take long are slow."""
     found = []
     for engine in ("threads", "cluster"):
         for name, way in WAYS.items():
             if way.spawns and (not spawned or (engine, name) in NOT_SPAWNED):
+                continue
+            if other_batches and not way.any_step_rows:
                 continue
             quick = engine == "threads" and "2" not in name
             marks = [] if quick else [pytest.mark.slow]
@@ -135,7 +137,7 @@ def matrix(*, spawned: bool) -> Any:
 NOT_SPAWNED = {("cluster", "torch's, 2 spawned"), ("cluster", "torchdata's, 2 spawned")}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def client(request: pytest.FixtureRequest) -> Any:
     """The value for client=, by name."""
     if request.param == "threads":
@@ -305,7 +307,7 @@ def test_every_cut_of_a_padded_epoch_goes_on_as_if_nothing_had_been(
     check_every_cut(data, client, way, uneven="pad", drop_last=False, cuts=cuts)
 
 
-@matrix(spawned=False)
+@matrix()
 @pytest.mark.parametrize(
     ("uneven", "drop_last"), [("drop", False), ("exact", False), ("pad", True)]
 )
@@ -317,7 +319,7 @@ def test_cuts_around_the_last_step_go_on_whatever_is_left_off(
     check_every_cut(data, client, way, uneven=uneven, drop_last=drop_last, cuts=cuts)
 
 
-@matrix(spawned=False)
+@matrix()
 def test_resumes_of_resumes_at_other_world_sizes_give_the_same_global_batches(
     data: Path, client: Any, way: Way
 ) -> None:
@@ -327,13 +329,11 @@ def test_resumes_of_resumes_at_other_world_sizes_give_the_same_global_batches(
     check_chain(data, client, [*legs, Leg(way, 2, 9, None)], order)
 
 
-@matrix(spawned=False)
+@matrix(other_batches=True)
 @pytest.mark.filterwarnings("ignore:the checkpoint was made with")
 def test_resumes_of_resumes_with_other_batches_and_re_cuts_lose_no_row(
     data: Path, client: Any, way: Way
 ) -> None:
-    if not way.any_step_rows:
-        pytest.skip("a step means other rows where global batches differ")
     (order,) = order_of(data, 1)
     # 18 + 24 + 7 rows, then a re-cut, 24 rows, another one, and in the middle of what
     # was a padded batch before, the rest.
