@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dask_loader import (
     BadFileError,
@@ -57,7 +58,12 @@ def torchs(dataset: ParquetDataset, **options: Any) -> TorchDataLoader:
     return TorchDataLoader(dataset, batch_size=None, **options)
 
 
+def torchdatas(dataset: ParquetDataset, **options: Any) -> StatefulDataLoader:
+    return StatefulDataLoader(dataset, batch_size=None, **options)
+
+
 slow = pytest.mark.slow
+EACH = pytest.mark.parametrize("make", [ours, torchs, torchdatas])
 BOTH = pytest.mark.parametrize("make", [ours, torchs])
 # Workers come up by fork in hundredths of a second, by spawn in seconds.
 WAYS = [
@@ -76,6 +82,20 @@ WAYS = [
         id="spawn, persistent",
         marks=slow,
     ),
+    pytest.param(
+        {"num_workers": 2, "multiprocessing_context": "forkserver"},
+        id="forkserver",
+        marks=slow,
+    ),
+    pytest.param(
+        {
+            "num_workers": 2,
+            "multiprocessing_context": "forkserver",
+            "persistent_workers": True,
+        },
+        id="forkserver, persistent",
+        marks=slow,
+    ),
 ]
 
 
@@ -92,7 +112,7 @@ def end_workers() -> None:
 # ---- epochs -------------------------------------------------------------------------
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("options", WAYS)
 def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data, make, options):
     wanted = epochs_of(small_data, 0, 1, 2)
@@ -105,7 +125,7 @@ def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data, make, op
 
 
 @BOTH
-@pytest.mark.parametrize("options", [*WAYS[:3], WAYS[4]])
+@pytest.mark.parametrize("options", [*WAYS[:3], WAYS[4], WAYS[6]])
 def test_after_an_early_break_the_next_iteration_is_a_whole_new_epoch(
     small_data, make, options
 ):
@@ -143,17 +163,6 @@ def test_set_epoch_of_the_loader_is_the_datasets(small_data):
         assert ids(dataset) == wanted
         with pytest.raises(ConfigError, match="epoch=-1"):
             loader.set_epoch(-1)
-        del loader
-
-
-@pytest.mark.slow
-def test_workers_from_a_forkserver_give_the_same_epochs(small_data):
-    wanted = epochs_of(small_data, 0, 1)
-    with dataset_of(small_data) as dataset:
-        loader = DataLoader(
-            dataset, num_workers=2, multiprocessing_context="forkserver"
-        )
-        assert [ids(loader), ids(loader)] == wanted
         del loader
 
 
