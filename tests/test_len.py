@@ -32,6 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def check(data: Path, *, world_size: int, batch_size: int | None) -> None:
     """Compare len() with what comes, on each rank, for all modes and filters."""
     for (uneven, drop_last), filters, shuffle in product(MODES, FILTERS, (True, False)):
+        if drop_last and batch_size is None:
+            continue  # refused: torch's loader has a drop_last of its own
         counts = []
         for rank in range(world_size):
             options: dict[str, Any] = {

@@ -30,9 +30,9 @@ from tests.properties.plan_oracle import naive_steps
 
 # A busy machine is no fault of the plan.
 UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
-PROPERTY = settings(UNTIMED, max_examples=200, derandomize=True)
+PROPERTY = settings(UNTIMED, max_examples=150, derandomize=True)
 # Each example of these runs an epoch for many ranks, workers or world sizes.
-LARGE_PROPERTY = settings(PROPERTY, max_examples=100)
+LARGE_PROPERTY = settings(PROPERTY, max_examples=80)
 MANY = settings(UNTIMED, max_examples=1000)
 
 
