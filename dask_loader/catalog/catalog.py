@@ -109,7 +109,11 @@ class Catalog:
                 "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
                 "place": [f.path for f in self.files],
                 "stamps": [f.stamp.version for f in self.files],
-                "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
+                "columns": [
+                    (form.name, form.dtype, form.shape)
+                    + ((form.depth, form.items) if form.depth else ())
+                    for form in self.forms
+                ],
                 "filters": self.filter_text,
             }
             self._prints.update({name: _hash(part) for name, part in parts.items()})
@@ -134,6 +138,7 @@ def read_catalog(
     listed: Mapping[str, Sight] | None = None,
     cache: FooterCache | None = None,
     on_front: Callable[[Catalog], None] | None = None,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -151,6 +156,7 @@ def read_catalog(
         cache: Where footers are remembered.
         on_front: Given the catalog of the first files, where very many footers are to be
             read, before the others are; not where those files disagree.
+        dtypes: NumPy dtypes that the user wants columns in, by column.
 
     Raises:
         ColumnError: A column is not there.
@@ -167,7 +173,10 @@ def read_catalog(
     expression = make_filter(filters, schema, path=paths[0])
     query = FooterQuery(
         storage=storage,
-        forms=tuple(form_of(schema.field(name), path=paths[0]) for name in names),
+        forms=tuple(
+            form_of(schema.field(name), path=paths[0], dtype=(dtypes or {}).get(name))
+            for name in names
+        ),
         expression=expression,
         filter_columns=filter_columns(expression, schema),
     )

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.flat import flat_columns, flatten_table
 from dask_loader.catalog.forms import Form
-from dask_loader.catalog.schema import leaf_ranges
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
 from dask_loader.read.origin import add_origin, origin_tables
@@ -20,7 +20,6 @@ from dask_loader.read.task import ReadOptions, SliceTask
 # back between chunks and touching it anew costs more than decoding.
 _PIECE_BYTES = 16 << 20
 _MAX_PIECE_ROWS = 1 << 20
-_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 # Columns that are decoded by one call together take about this much.
 DECODING_BYTES = 8 << 20
 # What waits to be mixed takes at most about this much, whatever the size of row groups.
@@ -29,7 +28,7 @@ _MIXED_BYTES = 24 << 20
 _TEXT_ROW_BYTES = 256
 
 
-_ranges: WeakKeyDictionary[pq.ParquetFile, dict[str, range]] = WeakKeyDictionary()
+_leaves: WeakKeyDictionary[pq.ParquetFile, dict[str, int]] = WeakKeyDictionary()
 
 
 def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
@@ -150,16 +149,15 @@ def kept_tables(
     """
     names = [form.name for form in forms]
     made = [form for form in forms if form.made]
-    ranges = _ranges_of(file)
+    places = _leaves_of(file)
     needed = {*(f.name for f in forms if not f.made), *options.filter_columns}
-    wanted = [n for n in ranges if n in needed]
-    leaves = [leaf for name in wanted for leaf in ranges[name]]
+    leaves = [leaf for name, leaf in places.items() if name in needed]
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = len(needed) == len(names) - len(made)
     all_fixed = all_fixed and all(form.is_fixed for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
-    if not wanted:
+    if not leaves:
         yield from origin_tables(task, made, limit)
         return
     first = 0
@@ -182,8 +180,8 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     Raises:
         BadFileError: It cannot be decoded.
     """
-    ranges = _ranges_of(file)
-    leaves = [leaf for name in options.filter_columns for leaf in ranges[name]]
+    places = _leaves_of(file)
+    leaves = [places[name] for name in options.filter_columns]
     limit = _piece_rows(file, task.row_group, leaves, 0)
     return sum(
         int(table.filter(options.expression).num_rows)
@@ -191,11 +189,12 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     )
 
 
-def _ranges_of(file: pq.ParquetFile) -> dict[str, range]:
+def _leaves_of(file: pq.ParquetFile) -> dict[str, int]:
     # Asked for with each bundle of columns, and slow for a thousand of them.
-    found = _ranges.get(file)
+    found = _leaves.get(file)
     if found is None:
-        found = _ranges[file] = leaf_ranges(file.schema_arrow)
+        columns = flat_columns(file.schema_arrow)
+        found = _leaves[file] = {column.name: column.leaf for column in columns}
     return found
 
 
@@ -207,7 +206,7 @@ def _whole(
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
-        yield _plain_text(table)
+        yield flatten_table(table)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
@@ -222,7 +221,7 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield _plain_text(pa.Table.from_batches([batch]))
+            yield flatten_table(pa.Table.from_batches([batch]))
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
