@@ -89,7 +89,7 @@ def _read_ratio(catalog: Catalog, run: Run) -> float:
     line = row_line(
         kept, shuffle=order.shuffle, seed=order.seed, epoch=run.epoch.number
     )
-    reads = planned_reads(np.cumsum(kept[line]), num_splits=order.num_splits)
+    reads = planned_reads(np.cumsum(kept[line]), num_splits=run.deal.num_splits)
     return reads / max(1, catalog.total_rows)
 
 

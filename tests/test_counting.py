@@ -228,6 +228,8 @@ def test_a_file_that_changes_while_it_is_counted_is_not_remembered(
 ) -> None:
     engine.after = lambda: os.utime(data / "a.parquet", ns=(0, 0))
     counted(data, engine, cache)
+    (file,) = Path(cache.folder).glob("*.counts")
+    assert [path[-9:] for path in _kept(file)["path"].to_pylist()] == [b"c.parquet"]
     engine.after = lambda: None
     engine.taken()
     counted(data, engine, cache)
@@ -289,7 +291,7 @@ def test_counts_that_cannot_be_true_are_counted_anew(
 ) -> None:
     counted(data, engine, cache)
     (file,) = Path(cache.folder).glob("*.counts")
-    _rewrite(file, cache, column, change)
+    _rewrite(file, column, change)
     engine.taken()
     counted(data, engine, cache)
     assert engine.taken() == ["a", "a"]
@@ -297,10 +299,16 @@ def test_counts_that_cannot_be_true_are_counted_anew(
     assert engine.taken() == []
 
 
-def _rewrite(file: Path, cache: FooterCache, column: str, change: Any) -> None:
-    from dask_loader.catalog.cache import _pack, _unpack
+def _kept(file: Path) -> pa.Table:
+    from dask_loader.catalog.cache import _unpack
 
-    table = _unpack(file.read_bytes())
+    return _unpack(file.read_bytes())
+
+
+def _rewrite(file: Path, column: str, change: Any) -> None:
+    from dask_loader.catalog.cache import _pack
+
+    table = _kept(file)
     place, kind = table.schema.get_field_index(column), table.schema.field(column).type
     values = pa.array(change(table[column].to_pylist()), kind)
     file.write_bytes(_pack(table.set_column(place, column, values)))

@@ -293,6 +293,20 @@ def test_a_state_goes_from_a_dataset_without_to_one_with_it(folder):
         assert same(without(list(dataset)), rest)
 
 
+def test_rows_that_are_dealt_anew_over_other_splits_keep_their_places(folder):
+    options = {**OPTIONS, "shuffle": True, "nulls": NULLS, "provenance": True}
+    with ParquetDataset(folder, **options, num_splits=2) as dataset:
+        batches = iter(dataset)
+        first = [next(batches) for _ in range(3)]
+        state = dataset.state_dict()
+        del batches
+    with ParquetDataset(folder, **options, num_splits=5) as dataset:
+        with pytest.warns(UserWarning, match="dealt anew"):
+            dataset.load_state_dict(state)
+        ids = check(first + list(dataset), places(folder))
+    assert sorted(ids) == list(range(NUM_ROWS))
+
+
 def plain_order(folder: Path, options: dict[str, Any]) -> str:
     with ParquetDataset(folder, **options) as dataset:
         return dataset.explain().splitlines()[2]

@@ -6,8 +6,6 @@ the same filters. What is delivered of the rows, and how, does not change it.
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 from contextlib import AbstractContextManager, nullcontext
 
 import numpy as np
@@ -127,9 +125,4 @@ class Counts:
 
 def name_of_filters(catalog: Catalog) -> str:
     """Return text that differs where filters keep other rows."""
-    text = f"{catalog.filter_text} {catalog.filter_columns!r}"
-    if "..." not in text:
-        return text
-    # The representation of a large value may leave out its middle.
-    packed = pickle.dumps(catalog.expression)
-    return f"{text} {hashlib.blake2b(packed, digest_size=16).hexdigest()}"
+    return f"{catalog.filter_text} {catalog.filter_columns!r}"

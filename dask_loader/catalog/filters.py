@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -162,6 +162,11 @@ def _terms(filters: Any) -> list[tuple[str, str, Any]]:
             raise ConfigError(
                 f"filters={filters!r} uses the operator {term[1]!r}; known are "
                 f"{', '.join(_OPERATORS)}"
+            )
+        if isinstance(term[2], Iterator):
+            raise ConfigError(
+                f"filters={filters!r} compares {term[0]!r} with an iterator, which can be "
+                "read only once; give a list"
             )
         terms.append(term)
     if not terms:

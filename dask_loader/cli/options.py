@@ -15,19 +15,25 @@ from dask_loader.errors import DaskLoaderError
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _literal(*kinds: type) -> Callable[[str], Any]:
-    """Return what reads a value of these kinds, written as JSON or as Python would."""
+def _literal(*kinds: type, is_secret: bool = False) -> Callable[[str], Any]:
+    """Return what reads a value of these kinds, written as JSON or as Python would.
+
+    Args:
+        *kinds: What it may be.
+        is_secret: Never print it.
+    """
 
     def read(text: str) -> Any:
         for parse in (json.loads, ast.literal_eval):
             try:
                 found = parse(text)
-            except (ValueError, SyntaxError):
+            except (ValueError, SyntaxError, TypeError):
                 continue
             if isinstance(found, kinds):
                 return found
+        shown = "the value" if is_secret else repr(text)
         names = " or ".join(kind.__name__ for kind in kinds)
-        raise click.BadParameter(f"{text!r} is no {names} in JSON or Python")
+        raise click.BadParameter(f"{shown} is no {names} in JSON or Python")
 
     return read
 
@@ -102,7 +108,7 @@ _OPTIONS = [
     ),
     click.option(
         "--storage-options",
-        type=_literal(dict),
+        type=_literal(dict, is_secret=True),
         metavar="OPTIONS",
         help="For fsspec, in JSON or Python.",
     ),

@@ -18,6 +18,8 @@ class Promise:
         batch_size: Rows of each rank's whole batch.
         uneven: "pad", "drop" or "exact".
         drop_last: Whether a last global batch that is not whole is left off.
+        first_steps: Steps, all whole, that other ranks made before a checkpoint.
+        first_world_size: How many ranks those were, with the same global batch.
     """
 
     num_rows: int
@@ -25,6 +27,13 @@ class Promise:
     batch_size: int
     uneven: str = "pad"
     drop_last: bool = False
+    first_steps: int = 0
+    first_world_size: int = 0
+
+    @property
+    def num_ranks(self) -> int:
+        """Ranks that have any batch at all."""
+        return max(self.world_size, self.first_world_size * (self.first_steps > 0))
 
     @property
     def step_rows(self) -> int:
@@ -57,17 +66,24 @@ class Promise:
     def last_rows(self, rank: int) -> int:
         """Return the rows of a rank's share of what is left, copies included."""
         each, over = divmod(self.tail_rows, self.world_size)
-        if self.drop_last:
+        if self.drop_last or rank >= self.world_size:
             return 0
         more = {"pad": over > 0, "drop": False, "exact": rank < over}
         return each + more[self.uneven]
 
     def num_steps(self, rank: int) -> int:
         """Return a rank's batches."""
-        return self.num_whole + (self.last_rows(rank) > 0)
+        before = self.first_steps * (rank < self.first_world_size)
+        if rank >= self.world_size:
+            return before
+        after = self.num_whole - self.first_steps + (self.last_rows(rank) > 0)
+        return before + after
 
     def batch_rows(self, rank: int, step: int) -> int:
-        """Return the rows of a rank's batch; 0 beyond its last."""
+        """Return the rows of a rank's batch; 0 where it has none."""
+        if step < self.first_steps:
+            mine = rank < self.first_world_size
+            return self.step_rows // self.first_world_size if mine else 0
         if step < self.num_whole:
-            return self.batch_size
+            return self.batch_size if rank < self.world_size else 0
         return self.last_rows(rank) if step == self.num_whole else 0

@@ -78,7 +78,7 @@ def check(
     inventory: Inventory,
     promise: Promise,
     ranks: Iterable[Iterable[dict[str, Any]]],
-    lengths: Sequence[int],
+    lengths: Sequence[int] = (),
 ) -> Report:
     """Check an epoch.
 
@@ -86,14 +86,16 @@ def check(
         inventory: Which rows must come.
         promise: In how many batches.
         ranks: Each rank's batches, with provenance.
-        lengths: What len() said, one for each rank.
+        lengths: What len() said, one for each rank; none asks for none.
     """
-    with Spool(promise.world_size) as spool:
+    with Spool(promise.num_ranks) as spool:
         checker = Checker(inventory, promise, spool)
         for rank, batches in enumerate(ranks):
             for batch in batches:
                 checker.add(rank, batch)
-        return checker.finish(lengths)
+        for rank, length in enumerate(lengths):
+            checker.hear_length(rank, length, promise.num_steps(rank))
+        return checker.finish()
 
 
 class Checker:
@@ -115,15 +117,23 @@ class Checker:
         self._arrivals: dict[str, _Arrivals] = {
             kind: _Arrivals() for kind in ("doubled", "filtered", "unknown", "copy")
         }
-        world = promise.world_size
-        self._hashes = [hashlib.blake2b(digest_size=16) for _ in range(world)]
-        self._rows, self._pads = [0] * world, [0] * world
+        ranks = range(promise.num_ranks)
+        self._hashes = [hashlib.blake2b(digest_size=16) for _ in ranks]
+        self._steps, self._rows, self._pads = ([0 for _ in ranks] for _ in range(3))
         self._sizes: list[str] = []
         self._num_wrong_sizes = 0
 
     def blame(self, kind: str, text: str) -> None:
         """Add a finding of the caller's."""
         self._findings.append(Finding(kind, text))
+
+    def hear_length(self, rank: int, length: int, promised: int) -> None:
+        """Compare what len() said of a rank."""
+        if length != promised:
+            self.blame(
+                "length",
+                f"rank {rank}: len() said {length} batches, {promised} are promised",
+            )
 
     def add(self, rank: int, batch: dict[str, Any]) -> None:
         """Take a rank's next batch."""
@@ -134,6 +144,7 @@ class Checker:
         codes = np.where(numbers == UNKNOWN, UNKNOWN, numbers * 2 + padded)
         self._spool.append(rank, codes)
         self._hashes[rank].update(_framed(codes))
+        self._steps[rank] += 1
         self._rows[rank] += len(numbers)
         self._pads[rank] += int(np.count_nonzero(padded))
         self._arrivals["unknown"].count += int(np.count_nonzero(numbers == UNKNOWN))
@@ -145,25 +156,21 @@ class Checker:
         self._arrivals["filtered"].add(rows[~self._inventory.expected[rows]])
         self._seen[rows] = True
 
-    def finish(self, lengths: Sequence[int]) -> Report:
-        """Judge, once all batches are in.
-
-        Args:
-            lengths: What len() said, one for each rank.
-        """
-        self._judge_steps(lengths)
+    def finish(self) -> Report:
+        """Judge, once all batches are in."""
+        self._judge_steps()
         digest = self._judge_copies()
         self._judge_rows()
         num_missing = self._judge_missing()
         ranks = tuple(
             RankReport(
                 rank,
-                self._spool.num_steps(rank),
+                self._steps[rank],
                 self._rows[rank],
                 self._pads[rank],
                 self._hashes[rank].hexdigest(),
             )
-            for rank in range(self._promise.world_size)
+            for rank in range(self._promise.num_ranks)
         )
         return Report(
             findings=tuple(self._findings),
@@ -182,15 +189,9 @@ class Checker:
                     f"rank {rank} step {step} has {num_rows} of {promised}"
                 )
 
-    def _judge_steps(self, lengths: Sequence[int]) -> None:
-        for rank, length in enumerate(lengths):
+    def _judge_steps(self) -> None:
+        for rank, came in enumerate(self._steps):
             promised = self._promise.num_steps(rank)
-            came = self._spool.num_steps(rank)
-            if length != promised:
-                self.blame(
-                    "length",
-                    f"rank {rank}: len() said {length} batches, {promised} are promised",
-                )
             if came != promised:
                 self.blame(
                     "steps",
@@ -207,12 +208,12 @@ class Checker:
 
     def _judge_copies(self) -> str:
         """See that each copy is one; return the digest of the global batches."""
-        world = self._promise.world_size
-        steps = max(self._spool.num_steps(rank) for rank in range(world))
+        ranks = range(self._promise.num_ranks)
+        steps = max(self._spool.num_steps(rank) for rank in ranks)
         digest = hashlib.blake2b(digest_size=16)
         copies = self._arrivals["copy"]
         for step in range(steps):
-            batches = [self._spool.read(rank, step) for rank in range(world)]
+            batches = [self._spool.read(rank, step) for rank in ranks]
             codes = np.concatenate(batches)
             codes = codes[codes != UNKNOWN]
             rows = np.sort(codes[codes % 2 == 0] // 2)
@@ -260,14 +261,14 @@ class Checker:
         missing = self._inventory.expected & ~self._seen
         count, promised = int(np.count_nonzero(missing)), self._promise.num_dropped
         if count != promised:
-            lost: Any = np.flatnonzero(missing)[:MAX_SHOWN] if count > promised else []
+            lost: list[int] = np.flatnonzero(missing)[:MAX_SHOWN].tolist()
             why = "drop_last" if self._promise.drop_last else "uneven='drop'"
             self._findings.append(
                 Finding(
                     "lost" if count > promised else "not dropped",
                     f"{_number(count)} never came"
                     + (f", {why} leaves off {promised}" if promised else ""),
-                    [(self._inventory.place(int(row)), []) for row in lost],
+                    [(self._inventory.place(r), []) for r in lost if count > promised],
                 )
             )
         return count

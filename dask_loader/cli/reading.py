@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any, cast
 
@@ -27,9 +27,12 @@ class Outcome:
     promise: Promise
     report: Report
     epoch: int
+    world_size: int
+    batch_size: int
     num_splits: int
     num_workers: int
     resume_at: int | None
+    resume_world_size: int
 
 
 def read_and_check(
@@ -40,6 +43,7 @@ def read_and_check(
     num_workers: int,
     epoch: int,
     resume_at: int | None,
+    resume_world_size: int,
 ) -> Outcome:
     """Read an epoch and check it.
 
@@ -49,74 +53,106 @@ def read_and_check(
         world_size: Ranks; read one after the other.
         num_workers: DataLoader workers of each.
         epoch: Which epoch.
-        resume_at: The step at which each rank stops and goes on in a new dataset, from
-            rank 0's state; None for never.
+        resume_at: The step at which each rank stops, and new datasets go on from rank
+            0's state; None for never.
+        resume_world_size: The ranks that go on, with the same global batch.
 
     Raises:
         DaskLoaderError: An argument or a file is wrong, or reading failed.
     """
     source = Source(paths, options)
-
-    def open_rank(rank: int) -> ParquetDataset:
-        return source.dataset(rank=rank, world_size=world_size, provenance=True)
-
-    with open_rank(0) as first:  # says in words what is wrong with the arguments
-        batch_size = cast(int, first.batch_size)
-        first.set_epoch(epoch)
-        state = first.state_dict()
+    with source.dataset(rank=0, world_size=world_size, provenance=True) as dataset:
+        # What is wrong with the arguments is said in words by now.
+        batch_size = cast(int, dataset.batch_size)
+        dataset.set_epoch(epoch)
+        num_splits = dataset.state_dict()["stages"][-1][1]
     inventory = take_inventory(source.found.storage, source.found.paths, source.filters)
-    promise = Promise(
+    whole = Promise(
         num_rows=inventory.num_expected,
         world_size=world_size,
         batch_size=batch_size,
         uneven=options["uneven"] or "pad",
         drop_last=bool(options["drop_last"]),
     )
-    if resume_at is not None and resume_at >= promise.num_steps(0):
-        raise ConfigError(
-            f"resume_at={resume_at!r} must be a step of the epoch, which has "
-            f"{promise.num_steps(0)}"
+    promise = whole
+    if resume_at is not None:
+        _check_resume(whole, resume_at, resume_world_size)
+        promise = replace(
+            whole,
+            world_size=resume_world_size,
+            batch_size=whole.step_rows // resume_world_size,
+            first_steps=resume_at,
+            first_world_size=world_size,
         )
-    lengths: list[int] = []
-    with Spool(world_size) as spool:
+    with Spool(promise.num_ranks) as spool:
         checker = Checker(inventory, promise, spool)
+        state = None
         for rank in range(world_size):
-            with open_rank(rank) as dataset:
+            with source.dataset(
+                rank=rank, world_size=world_size, provenance=True
+            ) as dataset:
                 dataset.set_epoch(epoch)
-                lengths.append(len(dataset))
-                batches = _open(dataset, num_workers)
-                with closing(batches):
-                    for batch in islice(batches, resume_at):
-                        checker.add(rank, batch)
-                    now = dataset.state_dict()
-            if resume_at is None:
-                continue
-            if rank == 0:
-                state = json.loads(json.dumps(now))
-            elif now != state and spool.num_steps(rank) == resume_at:
+                checker.hear_length(rank, len(dataset), whole.num_steps(rank))
+                _read(checker, rank, dataset, num_workers, resume_at)
+                now = dataset.state_dict()
+            state = state or now
+            if resume_at is not None and now != state:
                 checker.blame(
                     "state",
-                    f"after step {resume_at} rank {rank} has another state "
-                    f"than rank 0: {json.dumps(now)} and {json.dumps(state)}",
+                    f"after step {resume_at} rank {rank} has another state than rank 0: "
+                    f"{json.dumps(now)} and {json.dumps(state)}",
                 )
-            with open_rank(rank) as dataset:
-                dataset.load_state_dict(state)
-                dataset.set_epoch(epoch)
-                with closing(_open(dataset, num_workers)) as batches:
-                    for batch in batches:
-                        checker.add(rank, batch)
-        report = checker.finish(lengths)
+        if resume_at is not None:
+            state = json.loads(json.dumps(state))
+            for rank in range(resume_world_size):
+                spool.skip(rank, resume_at)
+                with source.dataset(
+                    rank=rank,
+                    world_size=resume_world_size,
+                    provenance=True,
+                    batch_size=promise.batch_size,
+                ) as dataset:
+                    dataset.load_state_dict(state)
+                    dataset.set_epoch(epoch)
+                    _read(checker, rank, dataset, num_workers, None)
+        report = checker.finish()
     return Outcome(
         inventory=inventory,
         promise=promise,
         report=report,
         epoch=epoch,
-        num_splits=state["num_splits"],
+        world_size=world_size,
+        batch_size=batch_size,
+        num_splits=num_splits,
         num_workers=num_workers,
         resume_at=resume_at,
+        resume_world_size=resume_world_size,
     )
 
 
-def _open(dataset: ParquetDataset, num_workers: int) -> Generator[Any, None, None]:
-    batches = iter(DataLoader(dataset, num_workers=num_workers))
-    return cast(Generator[Any, None, None], batches)
+def _read(
+    checker: Checker,
+    rank: int,
+    dataset: ParquetDataset,
+    num_workers: int,
+    num_steps: int | None,
+) -> None:
+    """Hand a rank's batches to the checker: so many, or all where None."""
+    loader = DataLoader(dataset, num_workers=num_workers)
+    batches = cast(Generator[Any, None, None], iter(loader))
+    with closing(batches):
+        for batch in islice(batches, num_steps):
+            checker.add(rank, batch)
+
+
+def _check_resume(whole: Promise, resume_at: int, world_size: int) -> None:
+    num_steps = whole.num_steps(0)
+    if resume_at >= num_steps:
+        raise ConfigError(
+            f"resume_at={resume_at!r} must be a step of the epoch, which has {num_steps}"
+        )
+    if whole.step_rows % world_size:
+        raise ConfigError(
+            f"resume_world_size={world_size!r} must divide the global batch of "
+            f"{whole.step_rows} rows"
+        )

@@ -20,11 +20,12 @@ def as_dict(outcome: Outcome) -> dict[str, Any]:
         "rows_seen": report.num_seen,
         "rows_left_off": report.num_missing,
         "epoch": outcome.epoch,
-        "world_size": promise.world_size,
-        "batch_size": promise.batch_size,
+        "world_size": outcome.world_size,
+        "batch_size": outcome.batch_size,
         "num_splits": outcome.num_splits,
         "num_workers": outcome.num_workers,
         "resume_at": outcome.resume_at,
+        "resume_world_size": outcome.resume_world_size,
         "digest": report.digest,
         "ranks": [
             {
@@ -51,6 +52,8 @@ def as_text(outcome: Outcome) -> str:
     ]
     if outcome.resume_at is not None:
         lines[-1] += f", stopped and resumed at step {outcome.resume_at}"
+        if outcome.resume_world_size != outcome.world_size:
+            lines[-1] += f" with world_size {outcome.resume_world_size}"
     lines += ["", *_table(facts), ""]
     if outcome.report.is_proved:
         lines.append(_proved(outcome))

@@ -73,8 +73,7 @@ class Source:
             nulls=self._nulls,
             rank=rank,
             world_size=world_size,
-            **self._options,
-            **more,
+            **{**self._options, **more},
         )
 
 

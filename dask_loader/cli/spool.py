@@ -29,8 +29,13 @@ class Spool:
         self._file.close()
 
     def num_steps(self, rank: int) -> int:
-        """Return how many batches of a rank are here."""
+        """Return a rank's next step."""
         return len(self._batches[rank])
+
+    def skip(self, rank: int, step: int) -> None:
+        """Let a rank's next batch be that of a later step."""
+        missing = step - self.num_steps(rank)
+        self._batches[rank] += [(self._num_rows, 0)] * missing
 
     def append(self, rank: int, numbers: Ints) -> None:
         """Add a rank's next batch."""

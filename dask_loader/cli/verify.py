@@ -25,12 +25,19 @@ from dask_loader.cli.options import common_options, named_errors
     metavar="STEP",
     help="Stop after so many steps, take a checkpoint, and go on from it elsewhere.",
 )
+@click.option(
+    "--resume-world-size",
+    type=click.IntRange(1),
+    metavar="RANKS",
+    help="Go on with so many ranks and the same global batch; with --resume-at.",
+)
 def verify(
     paths: tuple[str, ...],
     world_size: int,
     num_workers: int,
     epoch: int,
     resume_at: int | None,
+    resume_world_size: int | None,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -47,6 +54,8 @@ def verify(
     The digest of the global batches is the same at every --world-size with the same global
     batch (--batch-size times --world-size) and the same --num-splits.
     """
+    if resume_world_size is not None and resume_at is None:
+        raise click.UsageError("--resume-world-size needs --resume-at")
     with named_errors():
         from dask_loader.cli.reading import read_and_check
         from dask_loader.cli.report import as_dict, as_text
@@ -58,6 +67,7 @@ def verify(
             num_workers=num_workers,
             epoch=epoch,
             resume_at=resume_at,
+            resume_world_size=resume_world_size or world_size,
         )
     if as_json:
         click.echo(json.dumps(as_dict(outcome), indent=2))

@@ -86,9 +86,9 @@ class Engine(Protocol):
         Args:
             function: What to run.
             items: Given to it.
-            names: Text for each item. Where other processes ask the same cluster for
-                items of the same function and names, these are run once for all that ask
-                at the same time.
+            names: Text for each item, another where the function's result is another.
+                Where other processes ask the same cluster for items of the same function
+                and names, these are run once for all that ask at the same time.
 
         Raises:
             DaskLoaderError: Whatever the function raised of ours, else WindowError.

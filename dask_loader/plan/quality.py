@@ -16,6 +16,7 @@ of the mean plus the variance.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -85,19 +86,13 @@ def mixed_groups(epoch: Epoch, deal: Deal, rank: int) -> float:
         At least 1; 0 for a rank without batches.
     """
     num_steps = deal.num_steps(rank)
-    contents: dict[tuple[int, int], _Content] = {}
+    windows = _Windows(epoch)
     found = []
     for step in _sampled(num_steps, max(1, len(deal.rank_splits(rank)))):
         splits, starts, stops = deal.pieces(rank, step, step + 1)
-        parts = [
-            _part(epoch, contents, split, low, high)
-            for split, low, high in zip(
-                splits.tolist(), starts[0].tolist(), stops[0].tolist(), strict=True
-            )
-            if low < high
-        ]
-        if parts:  # none where all that the rank gets is a copy
-            found.append(_worth(parts))
+        taken = windows.take(splits.tolist(), starts[0].tolist(), stops[0].tolist())
+        if taken:  # nothing where all that the rank gets is a copy
+            found.append(_worth([_part(*piece) for piece in taken]))
     return float(np.mean(found)) if found else 0.0
 
 
@@ -113,7 +108,7 @@ def fully_mixed_groups(num_kept: Ints, batch_rows: int) -> float:
         return 0.0
     groups = np.flatnonzero(num_kept)
     content = _Content(groups, num_kept[groups])
-    return _worth([_drawn(content, total, min(batch_rows, total))])
+    return _worth([_drawn(content, min(batch_rows, total))])
 
 
 class _Content(NamedTuple):
@@ -121,6 +116,61 @@ class _Content(NamedTuple):
 
     groups: Ints
     rows: Ints
+
+
+class _Window(NamedTuple):
+    """A window, and the row of it that its split begins to use it with."""
+
+    name: tuple[int, int]
+    content: _Content
+    mixed: bool
+    first_row: int
+
+
+class _Windows:
+    """The windows of an epoch, each looked at once."""
+
+    def __init__(self, epoch: Epoch) -> None:
+        self._epoch = epoch
+        self._known: dict[tuple[int, int], _Window] = {}
+
+    def take(
+        self, splits: list[int], starts: list[int], stops: list[int]
+    ) -> list[tuple[_Window, list[tuple[int, int]]]]:
+        """Return windows with the rows [start, stop) of each that lie in ranges of splits.
+
+        After a re-cut, parts of one window may be in several splits.
+        """
+        taken: dict[tuple[int, int], tuple[_Window, list[tuple[int, int]]]] = {}
+        for split, low, high in zip(splits, starts, stops, strict=True):
+            if low >= high:
+                continue
+            bounds = self._epoch.bounds(split)
+            first = int(np.searchsorted(bounds, low, side="right")) - 1
+            last = int(np.searchsorted(bounds, high, side="left"))
+            ends = bounds[first : last + 1].tolist()
+            for index, (begin, end) in enumerate(pairwise(ends), first):
+                window = self._look(split, index)
+                shift = window.first_row - begin
+                _, spans = taken.setdefault(window.name, (window, []))
+                spans.append((max(low, begin) + shift, min(high, end) + shift))
+        return list(taken.values())
+
+    def _look(self, split: int, index: int) -> _Window:
+        found = self._known.get((split, index))
+        if found is None:
+            window = self._epoch.window(split, index)
+            content = _Content(
+                np.array([piece.group for piece in window.slices], dtype=np.int64),
+                np.array([piece.num_rows for piece in window.slices], dtype=np.int64),
+            )
+            found = self._known[split, index] = _Window(
+                (window.split, window.index),
+                content,
+                window.key is not None,
+                self._epoch.first_row(split, index),
+            )
+        return found
 
 
 class _Part(NamedTuple):
@@ -137,39 +187,17 @@ def _sampled(num_steps: int, splits: int) -> list[int]:
     return [(2 * part + 1) * num_steps // (2 * parts) for part in range(parts)]
 
 
-def _part(
-    epoch: Epoch,
-    contents: dict[tuple[int, int], _Content],
-    split: int,
-    low: int,
-    high: int,
-) -> _Part:
-    """Return what rows [low, high) of a split are expected to hold."""
-    bounds = epoch.bounds(split)
-    first = int(np.searchsorted(bounds, low, side="right")) - 1
-    last = int(np.searchsorted(bounds, high, side="left"))
-    parts = []
-    for index in range(first, last):
-        # A re-cut may have left the window's first rows to the stage before.
-        begin = int(bounds[index]) - epoch.first_row(split, index)
-        end = int(bounds[index + 1])
-        content = contents.get((split, index))
-        if content is None:
-            slices = epoch.window(split, index).slices
-            content = contents[split, index] = _Content(
-                np.array([piece.group for piece in slices], dtype=np.int64),
-                np.array([piece.num_rows for piece in slices], dtype=np.int64),
-            )
-        start, stop = max(low, begin) - begin, min(high, end) - begin
-        if epoch.order.shuffle:
-            parts.append(_drawn(content, int(content.rows.sum()), stop - start))
-        else:
-            parts.append(_cut(content, start, stop))
+def _part(window: _Window, spans: list[tuple[int, int]]) -> _Part:
+    """Return what some rows of a window are expected to hold."""
+    if window.mixed:
+        return _drawn(window.content, sum(stop - start for start, stop in spans))
+    parts = [_cut(window.content, start, stop) for start, stop in spans]
     return parts[0] if len(parts) == 1 else _joined(parts)
 
 
-def _drawn(content: _Content, num_rows: int, num_taken: int) -> _Part:
-    """Return what some rows of a permuted window of num_rows are expected to hold."""
+def _drawn(content: _Content, num_taken: int) -> _Part:
+    """Return what num_taken rows of a permuted window are expected to hold."""
+    num_rows = int(content.rows.sum())
     shares = content.rows / num_rows
     spread = num_taken * (num_rows - num_taken) / max(1, num_rows - 1)
     return _Part(content.groups, num_taken * shares, spread * shares * (1 - shares))

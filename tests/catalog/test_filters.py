@@ -110,6 +110,16 @@ def test_a_condition_of_a_wrong_shape_is_named(filters: Any, term: Any) -> None:
     assert f"holds {term!r}; each part" in str(e.value)
 
 
+@pytest.mark.parametrize("once", [iter([1, 2]), (i for i in (1, 2)), map(int, "12")])
+def test_values_that_can_be_read_only_once_are_refused(once: Any) -> None:
+    # They would be used up by the first look, and then keep no row.
+    with pytest.raises(
+        ConfigError,
+        match="compares 'day' with an iterator, which can be read only once",
+    ):
+        kept([("day", "in", once)])
+
+
 def test_lists_without_any_condition_are_refused() -> None:
     for filters in ([[]], [[], []]):
         with pytest.raises(ConfigError, match="holds no condition; leave it out"):

@@ -43,3 +43,29 @@ def test_steps_rows_copies_and_rows_left_off(
         assert [promise.batch_rows(rank, step) for step in steps] == [*batches, 0, 0]
     assert (promise.num_pads, promise.num_dropped) == (pads, dropped)
     assert sum(map(sum, rows)) == num_rows + pads - dropped
+
+
+@pytest.mark.parametrize(
+    ("world_size", "rows"),
+    [
+        # 3 ranks with 4 rows each before, 12 rows a step after
+        (1, [[4, 4, 12, 2], [4, 4], [4, 4]]),
+        (2, [[4, 4, 6, 1], [4, 4, 6, 1], [4, 4]]),
+        (3, [[4, 4, 4, 1], [4, 4, 4, 1], [4, 4, 4, 1]]),
+        (4, [[4, 4, 3, 1], [4, 4, 3, 1], [4, 4, 3, 1], [0, 0, 3, 1]]),
+    ],
+)
+def test_other_ranks_go_on_after_a_checkpoint(world_size, rows):
+    promise = Promise(
+        num_rows=38,
+        world_size=world_size,
+        batch_size=12 // world_size,
+        first_steps=2,
+        first_world_size=3,
+    )
+    assert promise.num_ranks == len(rows)
+    for rank, batches in enumerate(rows):
+        assert promise.num_steps(rank) == sum(count > 0 for count in batches)
+        found = [promise.batch_rows(rank, step) for step in range(4)]
+        assert found == [*batches, 0, 0][:4]
+    assert sum(map(sum, rows)) == 38 + promise.num_pads

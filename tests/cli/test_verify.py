@@ -16,8 +16,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dask_loader import counting
 from dask_loader.cli import reading
 from dask_loader.cli.reading import DataLoader, ParquetDataset
+from dask_loader.plan.share import Deal, Pieces
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT / "tests" / "data"
@@ -102,6 +104,33 @@ def test_the_digest_is_the_same_at_every_world_size_and_after_a_resume(run, fold
     assert len(set(digests)) == 1
     other = run("verify", folder, *SHUFFLED, "--seed", 1, "--batch-size", 60, "--json")
     assert verified(other)["digest"] != digests[0]
+
+
+@pytest.mark.parametrize("uneven", ["pad", "drop", "exact"])
+@pytest.mark.parametrize(("step", "other"), [(0, 4), (3, 1), (16, 5), (7, 2), (1, 60)])
+def test_a_checkpoint_is_proved_to_fit_another_world_size(
+    run, folder, uneven, step, other
+):
+    options = ("--world-size", 2, "--batch-size", 30, "--uneven", uneven, "--json")
+    resume = ("--resume-at", step, "--resume-world-size", other)
+    found = verified(
+        run("verify", folder, "--shuffle", "--num-splits", 3, *options, *resume)
+    )
+    assert found["resume_world_size"] == other
+    steps = [rank["steps"] for rank in found["ranks"]]
+    assert len(steps) == max(2 if step else 0, other)
+    assert steps[0] in (16, 17)
+    assert steps[1] in ((step,) if other == 1 else (16, 17))
+    if uneven != "drop":
+        straight = run("verify", folder, "--shuffle", "--num-splits", 3, *options)
+        assert verified(straight)["digest"] == found["digest"]
+
+
+def test_the_other_world_size_is_printed(run, folder):
+    options = ("--batch-size", 100, "--resume-at", 2, "--resume-world-size", 4)
+    result = run("verify", folder, *options)
+    line = result.stdout.splitlines()[1]
+    assert line.endswith(", stopped and resumed at step 2 with world_size 4")
 
 
 def test_several_paths_are_read_in_the_order_given(run, folder):
@@ -227,6 +256,37 @@ def test_a_count_that_is_wrong_is_named(run, folder, monkeypatch):
     assert "- length: rank 0: len() said 7 batches, 11 are promised" in result.output
 
 
+def test_a_fault_in_the_loaders_own_plan_is_caught(run, folder, monkeypatch):
+    pieces = Deal.pieces
+
+    def shifted(deal: Deal, rank: int, start: int, stop: int) -> Pieces:
+        # The second rank is one row behind: it never has its last one.
+        found = pieces(deal, rank, start, stop)
+        by = int(rank == 1)
+        starts, stops = (np.maximum(n - by, 0) for n in (found.starts, found.stops))
+        return found._replace(starts=starts, stops=stops)
+
+    monkeypatch.setattr(Deal, "pieces", shifted)
+    result = run("verify", folder, *SHUFFLED, "--world-size", 2, "--uneven", "exact")
+    assert result.exit_code == 1
+    assert "rank 1 step 0 has 30 of 31" in result.stdout
+    assert "- lost: 1 row never came" in result.stdout
+
+
+def test_a_fault_in_the_loaders_own_filters_is_caught(run, folder, monkeypatch):
+    # Counts by another filter than rows are read with, as if remembered for too long.
+    counts = counting.count_rows
+
+    def count_too_few(options: Any, slices: Any) -> list[int]:
+        return [max(0, count - 1) for count in counts(options, slices)]
+
+    monkeypatch.setattr(counting, "count_rows", count_too_few)
+    monkeypatch.setenv("DASK_LOADER_FOOTER_CACHE", "0")
+    result = run("verify", folder, "--filters", '[["id", ">", 500]]')
+    assert result.exit_code == 1
+    assert "- lost: 1 row never came" in result.stdout
+
+
 # ---- what cannot be done ---------------------------------------------------------------
 
 
@@ -239,6 +299,10 @@ def test_a_count_that_is_wrong_is_named(run, folder, monkeypatch):
         (("--columns", "id,nothing"), "columns names 'nothing'"),
         (("--shuffle-window", "many"), "shuffle_window='many'"),
         (("--resume-at", 1), "resume_at=1 must be a step of the epoch, which has 1"),
+        (
+            ("--resume-at", 0, "--resume-world-size", 3),
+            "resume_world_size=3 must divide the global batch of 2000 rows",
+        ),
         (("--client", "nowhere"), "nowhere"),
     ],
 )
@@ -268,10 +332,12 @@ def test_a_damaged_file_is_one_line_on_stderr_and_exit_code_one(run, tmp_path):
         (("--filters", "[("), "'[(' is no list or tuple in JSON or Python"),
         (("--filters", "3"), "'3' is no list or tuple in JSON or Python"),
         (("--columns", "[1"), "'[1' is no list in JSON or Python"),
-        (("--storage-options", "[]"), "'[]' is no dict in JSON or Python"),
+        (("--storage-options", "{'key': 's"), "the value is no dict in JSON or Python"),
+        (("--filters", "{[]: 1}"), "is no list or tuple in JSON or Python"),
         (("--world-size", "0"), "0 is not in the range x>=1"),
         (("--uneven", "perhaps"), "'perhaps' is not one of"),
         (("--resume-at", "-1"), "-1 is not in the range x>=0"),
+        (("--resume-world-size", "2"), "--resume-world-size needs --resume-at"),
         (("--nothing",), "No such option"),
     ],
 )

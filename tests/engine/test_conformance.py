@@ -156,6 +156,16 @@ def test_map_keeps_the_order_of_its_items(engine):
     assert engine.map(lambda x: x, []) == []
 
 
+def test_map_with_names_is_map(engine):
+    names = ["three", "one", "two"]
+    assert engine.map(lambda x: x * x, [3, 1, 2], names=names) == [9, 1, 4]
+    assert engine.map(lambda x: x, [], names=[]) == []
+    assert engine.map(lambda x: -x, [1, 2], names=["minus one", "minus two"]) == [
+        -1,
+        -2,
+    ]
+
+
 def test_map_carries_our_errors_with_their_fields(engine):
     def fail(number: int) -> int:
         if number == 3:

@@ -84,6 +84,7 @@ class Faulty:
     address: str
     client: distributed.Client
     folder: Path
+    num_workers: int
 
     def arm(
         self, what: signal.Signals, *, after: int = 0, when_whole: bool = False
@@ -95,7 +96,18 @@ class Faulty:
             after: Pieces that each worker writes before.
             when_whole: Not in the middle of a piece, but after a window that is whole.
         """
-        self.client.run(_arm, str(self.folder), int(what), after, when_whole)
+        arguments = (str(self.folder), int(what), after, when_whole)
+        until(lambda: self._all_ran(_arm, *arguments), "all workers to be armed")
+        (self.folder / "armed").touch()
+
+    def _all_ran(self, function: Callable[..., None], *arguments: Any) -> bool:
+        # A machine that is busy may lose a connection, which Dask then makes anew.
+        found = self.client.run(function, *arguments, on_error="return")
+        failed = [r for r in found.values() if isinstance(r, BaseException)]
+        for error in failed:
+            if not isinstance(error, OSError):
+                raise error
+        return len(found) == self.num_workers and not failed
 
     @property
     def victim(self) -> int | None:
@@ -114,8 +126,11 @@ def _arm(folder: str, what: int, after: int, when_whole: bool) -> None:
     from dask_loader.engine import worker
     from dask_loader.read import window
 
+    own = Path(folder) / f"pid {os.getpid()}"
+    if own.exists():
+        return  # asked a second time
     real, real_write = window.copy_fixed, worker._write
-    victim, own = Path(folder) / "victim", Path(folder) / f"pid {os.getpid()}"
+    victim, armed = Path(folder) / "victim", Path(folder) / "armed"
     own.write_text(str(os.getpid()))
     left = after
 
@@ -128,7 +143,7 @@ def _arm(folder: str, what: int, after: int, when_whole: bool) -> None:
     def copy_and_fall(array: Any, out: Any, fill: Any, **options: Any) -> int:
         nonlocal left
         left -= 1
-        if left < 0 and len(array) > 1 and not victim.exists():
+        if left < 0 and len(array) > 1 and armed.exists() and not victim.exists():
             half = len(array) // 2
             real(array.slice(0, half), out[:half], fill, **options)
             fall()
@@ -141,7 +156,7 @@ def _arm(folder: str, what: int, after: int, when_whole: bool) -> None:
         return result
 
     def sweep(resources: Any) -> None:  # what a task does last
-        if not victim.exists():
+        if armed.exists() and not victim.exists():
             fall()
             (Path(folder) / "went on").touch()
         real_sweep(resources)
@@ -160,7 +175,7 @@ def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
     """start_faulty(num_workers=, ttl=) -> Faulty, ended after the test."""
     with ExitStack() as stack:
 
-        def start(*, num_workers: int = 2, ttl: str = "4 s") -> Faulty:
+        def start(*, num_workers: int = 2, ttl: str = "5 minutes") -> Faulty:
             file = tmp_path / "scheduler.json"
             stack.enter_context(
                 _process(
@@ -187,7 +202,7 @@ def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
                 distributed.Client(address, set_as_default=False)
             )
             client.wait_for_workers(num_workers, timeout=_DEADLINE_S)
-            return Faulty(address, client, tmp_path)
+            return Faulty(address, client, tmp_path, num_workers)
 
         yield start
 
