@@ -1,7 +1,7 @@
 """Columns as they are delivered, out of columns as files nest them. Pure.
 
-A field of a struct is a column "a.b" of its own, with the struct's nulls in it. A map is two
-columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries are their
+A field of a struct is a column "a.b" of its own, with the struct's nulls in it. A map is
+two columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries are their
 values, Arrow's extension types what they store. So each delivered column is a number, a
 text, or (fixed-size) lists of these, and has one leaf in Parquet.
 """
@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 _WIDE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
@@ -170,13 +169,3 @@ def _is_list(kind: pa.DataType) -> bool:
         pa.types.is_large_list_view,
     )
     return any(test(kind) for test in tests)
-
-
-def fill_lists(array: pa.Array, fill: object) -> pa.Array:
-    """Return (nested) large lists without nulls: elements filled, null lists empty."""
-    if not pa.types.is_large_list(array.type):
-        return pc.fill_null(array, pa.scalar(fill, array.type)) if array.null_count else array
-    values = fill_lists(array.values, fill)
-    return pa.LargeListArray.from_arrays(
-        array.offsets, values, type=pa.large_list(values.type)
-    )

@@ -271,11 +271,11 @@ def _decoded_bytes(
 def _loose_bytes(form: Form, chunk: Any, num_rows: int) -> int:
     if not form.depth:
         return num_rows * _OFFSET_BYTES + _text_bytes(chunk, num_rows)
-    offsets = 2 * _OFFSET_BYTES * (num_rows + (form.depth - 1) * chunk.num_values)
+    items = int(chunk.num_values)
+    offsets = 2 * _OFFSET_BYTES * (num_rows + (form.depth - 1) * items)
     if form.items:
-        return offsets + int(np.dtype(form.items).itemsize * chunk.num_values)
-    texts = _text_bytes(chunk, chunk.num_values)
-    return offsets + 2 * _OFFSET_BYTES * int(chunk.num_values) + texts
+        return offsets + np.dtype(form.items).itemsize * items
+    return offsets + 2 * _OFFSET_BYTES * items + _text_bytes(chunk, items)
 
 
 def _text_bytes(chunk: Any, num_rows: int) -> int:

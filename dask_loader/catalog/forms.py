@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from dask_loader.errors import UnsupportedTypeError
 
-
 # All numbers of so many decimal digits fit int64.
 MAX_INT64_DIGITS = 18
 
@@ -88,7 +87,11 @@ def form_of(
         shape.append(kind.list_size)
         kind = kind.value_type
     found = _dtype_of(kind)
-    if found is None and pa.types.is_decimal(kind) and np.dtype(dtype or "O").kind == "f":
+    if (
+        found is None
+        and pa.types.is_decimal(kind)
+        and np.dtype(dtype or "O").kind == "f"
+    ):
         found = dtype  # as many digits as there may be
     if found is None and not shape and _is_text(kind):
         found = ""
@@ -110,9 +113,7 @@ def _way_out(name: str, kind: pa.DataType) -> str:
             f"{kind.precision} digits do not fit int64: round them with "
             f"dtypes={{{name!r}: torch.float64}}, or leave it out with columns=[...]"
         )
-    return (
-        "leave it out with columns=[...], or write it as numbers, text or lists of these"
-    )
+    return "leave it out with columns=[...], or write it as numbers, text or lists of these"
 
 
 def _dtype_of(kind: pa.DataType) -> str | None:

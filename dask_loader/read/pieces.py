@@ -237,15 +237,6 @@ def _piece_rows(
     return max(1, min(_MAX_PIECE_ROWS, _PIECE_BYTES // row_bytes))
 
 
-def _plain_text(table: pa.Table) -> pa.Table:
-    # Arrow lacks kernels for view types (take, fill_null), and their slices keep all.
-    for i, field in enumerate(table.schema):
-        wide = _VIEWS.get(field.type)
-        if wide is not None:
-            table = table.set_column(i, field.name, table.column(i).cast(wide))
-    return table
-
-
 def require_rows(task: SliceTask, position: int) -> None:
     """Raise if a row group gave fewer rows than planned."""
     if position < task.stop:
