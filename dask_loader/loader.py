@@ -5,11 +5,12 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
+from itertools import repeat
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
-from torch.utils.data import get_worker_info
+from torch.utils.data import Sampler, get_worker_info
 
 from dask_loader.batch.device import (
     Backend,
@@ -105,6 +106,9 @@ class DataLoader(TorchDataLoader[Any]):
             worker_init_fn=_WorkerInit(self._user_init),
             **torch_options,
         )
+        self.sampler: _EpochSampler
+        # Past torch's __setattr__, which refuses samplers once it has made one.
+        object.__setattr__(self, "sampler", _EpochSampler(dataset))
         # As they were given, under these names: frameworks read them to make it anew.
         self.pin_memory = pin_memory  # type: ignore[assignment]
         self.device = device
@@ -136,6 +140,22 @@ class DataLoader(TorchDataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         """Begin the next epoch, or go on from a loaded state."""
+        return self._of_the_epoch_told(*self._begin())
+
+    def _of_the_epoch_told(
+        self, run: Run, batches: Generator[Batch, None, None]
+    ) -> Generator[Batch, None, None]:
+        """Hand on what was begun, or begin anew if the sampler was told another epoch.
+
+        Lightning calls iter() first and then tells the epoch.
+        """
+        if self.sampler.told not in (None, run.epoch.number):
+            batches.close()
+            _, batches = self._begin()
+        yield from batches
+
+    def _begin(self) -> tuple[Run, Generator[Batch, None, None]]:
+        self.sampler.told = None
         # Counted here, so that a killed worker cannot get out of step with the others.
         progress = self._parquet.begin_epoch()
         run = progress.run
@@ -153,7 +173,7 @@ class DataLoader(TorchDataLoader[Any]):
                 stats=self._parquet.stats,
             )
         # Outermost, so that what is copied ahead does not count as handed out.
-        return self._parquet.counted(progress, batches)
+        return run, self._parquet.counted(progress, batches)
 
     def _start_workers(self, run: Run) -> Callable[[], WindowData]:
         init = self.worker_init_fn
@@ -209,6 +229,26 @@ class DataLoader(TorchDataLoader[Any]):
         return self._blocks
 
 
+class _EpochSampler(Sampler[None]):
+    """Stands where torch has a dummy sampler: Lightning tells nothing else the epoch.
+
+    Attributes:
+        told: The epoch told since an iteration began last, or None.
+    """
+
+    def __init__(self, dataset: ParquetDataset) -> None:
+        self.told: int | None = None
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[None]:
+        return repeat(None)  # what torch sends its workers for each window
+
+    def set_epoch(self, epoch: int) -> None:
+        """Make `epoch` the one of the next iteration, or of one that gave no batch yet."""
+        self._dataset.set_epoch(epoch)
+        self.told = epoch
+
+
 class _WorkerInit:
     """Tells a worker's copy of the dataset to send whole windows. Pickles (spawn)."""
 
@@ -247,7 +287,8 @@ def _check_torch_options(torch_options: dict[str, Any]) -> None:
             )
     for name in ("sampler", "batch_sampler", "collate_fn"):
         value = torch_options.pop(name, None)
-        if not (value is None or value is _identity or _is_dummy(value)):
+        empty = value is None or value is _identity or _is_dummy(value)
+        if not empty and not isinstance(value, _EpochSampler):
             raise ConfigError(
                 f"{name}={value!r} has no place here: the dataset decides which rows "
                 "make a batch; change batches in your loop, or use "
@@ -281,7 +322,7 @@ def _pinned(batches: Generator[Batch, None, None]) -> Generator[Batch, None, Non
 
 def _is_dummy(sampler: Any) -> bool:
     # What torch gives a loader of an IterableDataset for a sampler. Frameworks that make
-    # a loader anew pass it along.
+    # a loader anew pass it along, or ours.
     return type(sampler).__name__ == "_InfiniteConstantSampler"
 
 

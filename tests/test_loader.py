@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import get_worker_info
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dask_loader import (
     BadFileError,
@@ -57,7 +58,12 @@ def torchs(dataset: ParquetDataset, **options: Any) -> TorchDataLoader:
     return TorchDataLoader(dataset, batch_size=None, **options)
 
 
+def torchdatas(dataset: ParquetDataset, **options: Any) -> StatefulDataLoader:
+    return StatefulDataLoader(dataset, batch_size=None, **options)
+
+
 slow = pytest.mark.slow
+EACH = pytest.mark.parametrize("make", [ours, torchs, torchdatas])
 BOTH = pytest.mark.parametrize("make", [ours, torchs])
 # Workers come up by fork in hundredths of a second, by spawn in seconds.
 WAYS = [
@@ -76,6 +82,20 @@ WAYS = [
         id="spawn, persistent",
         marks=slow,
     ),
+    pytest.param(
+        {"num_workers": 2, "multiprocessing_context": "forkserver"},
+        id="forkserver",
+        marks=slow,
+    ),
+    pytest.param(
+        {
+            "num_workers": 2,
+            "multiprocessing_context": "forkserver",
+            "persistent_workers": True,
+        },
+        id="forkserver, persistent",
+        marks=slow,
+    ),
 ]
 
 
@@ -92,7 +112,7 @@ def end_workers() -> None:
 # ---- epochs -------------------------------------------------------------------------
 
 
-@BOTH
+@EACH
 @pytest.mark.parametrize("options", WAYS)
 def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data, make, options):
     wanted = epochs_of(small_data, 0, 1, 2)
@@ -105,7 +125,7 @@ def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data, make, op
 
 
 @BOTH
-@pytest.mark.parametrize("options", [*WAYS[:3], WAYS[4]])
+@pytest.mark.parametrize("options", [*WAYS[:3], WAYS[4], WAYS[6]])
 def test_after_an_early_break_the_next_iteration_is_a_whole_new_epoch(
     small_data, make, options
 ):
@@ -143,17 +163,6 @@ def test_set_epoch_of_the_loader_is_the_datasets(small_data):
         assert ids(dataset) == wanted
         with pytest.raises(ConfigError, match="epoch=-1"):
             loader.set_epoch(-1)
-        del loader
-
-
-@pytest.mark.slow
-def test_workers_from_a_forkserver_give_the_same_epochs(small_data):
-    wanted = epochs_of(small_data, 0, 1)
-    with dataset_of(small_data) as dataset:
-        loader = DataLoader(
-            dataset, num_workers=2, multiprocessing_context="forkserver"
-        )
-        assert [ids(loader), ids(loader)] == wanted
         del loader
 
 
@@ -454,3 +463,56 @@ def test_a_worker_gets_the_dataset_by_pickle_with_the_epoch_it_was_told(small_da
         dataset.set_epoch(4)
         with pickle.loads(pickle.dumps(dataset)) as copy:
             assert [ids(DataLoader(copy, num_workers=2))] == wanted
+
+
+# ---- where torch has a dummy sampler -------------------------------------------------
+
+
+@pytest.mark.parametrize("options", WAYS)
+def test_the_sampler_may_be_told_the_epoch_before_and_just_after_iter(
+    small_data, options
+):
+    wanted = epochs_of(small_data, 0, 2, 3, 5)
+    with dataset_of(small_data) as dataset:
+        loader = DataLoader(dataset, **options)
+        first = iter(loader)
+        loader.sampler.set_epoch(0)  # as Lightning does, which it is already
+        assert ids(first) == wanted[0]
+        loader.sampler.set_epoch(2)
+        assert ids(loader) == wanted[1]
+        assert ids(loader) == wanted[2]  # nothing told: the next one
+        late = iter(loader)
+        loader.sampler.set_epoch(5)
+        assert ids(late) == wanted[3]
+        assert loader.state_dict()["epoch"] == 5
+        del loader, first, late
+
+
+def test_a_loaded_position_stays_when_the_sampler_is_told_its_epoch(small_data):
+    (wanted,) = epochs_of(small_data, 2)
+    with dataset_of(small_data) as dataset:
+        loader = DataLoader(dataset)
+        loader.seek(2, 3)
+        batches = iter(loader)
+        loader.sampler.set_epoch(2)
+        assert next(batches)["id"].tolist() == wanted[3]
+        loader.sampler.set_epoch(3)  # too late for this iteration
+        assert ids(batches) == wanted[4:]
+        state = loader.state_dict()
+        assert (state["epoch"], state["rows"]) == (2, NUM_ROWS)
+        del loader, batches
+
+
+def test_a_loader_made_anew_or_pickled_has_a_sampler_of_its_own(small_data):
+    wanted = epochs_of(small_data, 1, 4)
+    with dataset_of(small_data) as dataset:
+        loader = DataLoader(dataset)
+        again = DataLoader(dataset, sampler=loader.sampler)
+        assert again.sampler is not loader.sampler
+        again.sampler.set_epoch(1)
+        assert ids(loader) == wanted[0]
+        copy = pickle.loads(pickle.dumps(loader))
+        with copy.dataset:
+            copy.sampler.set_epoch(4)
+            assert ids(copy) == wanted[1]
+        del loader, again, copy

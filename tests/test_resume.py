@@ -189,7 +189,10 @@ def test_set_epoch_with_the_loaded_epoch_keeps_the_position(data: str) -> None:
         assert len(ids(dataset)) == 17 - 5
         assert len(ids(dataset)) == 17  # the next epoch is a whole one
         dataset.load_state_dict(state)
-        dataset.set_epoch(3)
+        with pytest.warns(
+            UserWarning, match=r"set_epoch\(3\) drops the position .* epoch 0: what was"
+        ):
+            dataset.set_epoch(3)
         assert len(ids(dataset)) == 17
 
 
@@ -205,6 +208,9 @@ def test_seek_goes_to_a_step_with_torchs_own_dataloader(
             dataset, batch_size=None, num_workers=num_workers
         )
         assert ids(loader) == whole[6:]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # nothing is dropped
+            dataset.set_epoch(4)
 
 
 @pytest.mark.parametrize("step", [-1, 18, 1.5, True])
@@ -407,6 +413,18 @@ def test_more_recuts_than_there_are_places_for_are_refused(data: str) -> None:
         with pytest.warns(UserWarning, match="dealt anew"):
             with pytest.raises(ResumeError, match="num_splits=9 would be the 65th"):
                 dataset.load_state_dict(state)
+
+
+def test_the_state_is_that_of_the_batch_handed_out_last(data: str) -> None:
+    with make(data, rank=0, world_size=2, batch_size=30) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        dataset.set_epoch(7)
+        assert dataset.state_dict()["epoch"] == 7
+        next(batches)  # a loop that goes on all the same
+        state = dataset.state_dict()
+        assert (state["epoch"], state["rows"]) == (0, 2 * STEP_ROWS)
+        del batches
 
 
 def test_a_loader_seeks_as_its_dataset_does(data: str) -> None:

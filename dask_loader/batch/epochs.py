@@ -99,6 +99,11 @@ class EpochCounter:
         """Whether a position of `epoch` was loaded and not begun with yet."""
         return int(self._cell[_RESUMED]) == epoch
 
+    @property
+    def workers_began(self) -> bool:
+        """Whether a DataLoader worker began an epoch since one was set."""
+        return bool(self._cell[_FIRST_SLOT:].max())
+
     def forget_position(self) -> None:
         """Begin at 0 from now on; the main process has begun at the loaded position."""
         self._cell[_RESUMED] = -1

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
-from hypothesis import Phase, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from dask_loader.plan.epoch import Epoch, Groups, Order
@@ -160,6 +160,7 @@ def fixed_examples(count: int) -> list[Example]:
         database=None,
         derandomize=True,
         deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
     )
     @given(examples())
     def collect(example: Example) -> None:

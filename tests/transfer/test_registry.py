@@ -91,10 +91,10 @@ def test_joined_batches_lie_in_registered_memory(tmp_path: Path) -> None:
     with ParquetDataset(
         str(tmp_path), batch_size=100, shuffle=True, num_splits=4, client="threads"
     ) as dataset:
-        plain = [b["x"].tolist() for b in dataset.batches_of(dataset.begin_epoch())]
+        plain = [b["x"].tolist() for b in dataset.batches_of(dataset.begin_epoch().run)]
         dataset.set_epoch(0)
         seen = []
-        for batch in dataset.batches_of(dataset.begin_epoch(), known):
+        for batch in dataset.batches_of(dataset.begin_epoch().run, known):
             assert all(known.covers(column.numpy()) for column in batch.values())
             seen.append(batch["x"].tolist())
     assert seen == plain
