@@ -27,7 +27,7 @@ import pyarrow as pa
 from dask_loader.catalog.turn import Turn, take_turn
 
 # Changes with the meaning of what is stored.
-_MAGIC = b"dask_loader footers 2\n"
+_MAGIC = b"dask_loader footers 1\n"
 _DIGEST_BYTES = 16
 # Of all files together; those used longest ago go first.
 _MAX_FOLDER_BYTES = 256 << 20

@@ -1,14 +1,14 @@
 """Columns as they are delivered, out of columns as files nest them. Pure.
 
 A field of a struct is a column "a.b" of its own, with the struct's nulls in it. A map is
-two columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries are their
-values, Arrow's extension types what they store. So each delivered column is a number, a
-text, or (fixed-size) lists of these, and has one leaf in Parquet.
+two columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries are
+their values, Arrow's extension types what they store. So each delivered column is a
+number, a text, or (fixed-size) lists of these, and has one leaf in Parquet.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -49,8 +49,36 @@ def flat_schema(schema: pa.Schema) -> pa.Schema:
     return pa.schema([pa.field(c.name, c.type, c.nullable) for c in columns])
 
 
-def flatten_table(table: pa.Table) -> pa.Table:
-    """Return a table's columns as flat_columns() says; plain ones as they are."""
+def filter_schema(schema: pa.Schema) -> pa.Schema:
+    """Return what filters may name: flat columns, and nested ones as files have them."""
+    flat = flat_schema(schema)
+    nested = [field for field in schema if field.name not in flat.names]
+    return pa.schema([*flat, *nested])
+
+
+def leaves_of(schema: pa.Schema) -> dict[str, range]:
+    """Return, for each field of filter_schema(), the indices of its Parquet leaves.
+
+    Leaves stand in the order of the schema. Their dotted paths are not used: a column
+    called "a.b" could not be told from field b of a struct a.
+    """
+    columns = flat_columns(schema)
+    found = {c.name: range(c.leaf, c.leaf + 1) for c in columns}
+    start = 0
+    for field in schema:
+        stop = start + len(list(_flat_types(field.name, field.type)))
+        found.setdefault(field.name, range(start, stop))
+        start = stop
+    return found
+
+
+def flatten_table(table: pa.Table, nested: Sequence[str] = ()) -> pa.Table:
+    """Return a table's columns as flat_columns() says; plain ones as they are.
+
+    Args:
+        table: As Arrow reads it.
+        nested: Nested columns that are appended as they are, for filters.
+    """
     if all(_is_flat(field.type) for field in table.schema):
         return table
     names: list[str] = []
@@ -65,6 +93,10 @@ def flatten_table(table: pa.Table) -> pa.Table:
         for place, (name, kind) in enumerate(kinds):
             names.append(name)
             columns.append(pa.chunked_array([c[place] for c in chunks], kind))
+    for name in nested:
+        if name not in names:
+            names.append(name)
+            columns.append(table.column(name))
     return pa.table(columns, names=names)
 
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.flat import flat_columns, flat_schema
+from dask_loader.catalog.flat import flat_columns
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Storage, open_error
@@ -154,7 +154,7 @@ def parse_footers(
 
 
 def parse_schema(path: str, tail: bytes) -> pa.Schema:
-    """Return the schema of a file's columns as they are delivered; see catalog.flat.
+    """Return a file's Arrow schema, without its metadata.
 
     Args:
         path: The file.
@@ -165,7 +165,7 @@ def parse_schema(path: str, tail: bytes) -> pa.Schema:
     """
     try:
         with _parse(tail) as file:
-            return flat_schema(file.schema_arrow)
+            return file.schema_arrow.remove_metadata()
     except Exception as error:  # Arrow has no common class, see open_error
         raise open_error(path, error) from error
 
@@ -251,7 +251,7 @@ class _Schemas:
             schema = file.schema_arrow
             self._parquet, self._arrow = parquet, arrow
             leaves = {column.name: column.leaf for column in flat_columns(schema)}
-            self._read = _Read(schema, pack_schema(flat_schema(schema)), leaves)
+            self._read = _Read(schema, pack_schema(schema), leaves)
         return self._read
 
 

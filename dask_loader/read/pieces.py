@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.flat import flat_columns, flatten_table
+from dask_loader.catalog.flat import flatten_table, leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
@@ -28,7 +28,7 @@ _MIXED_BYTES = 24 << 20
 _TEXT_ROW_BYTES = 256
 
 
-_leaves: WeakKeyDictionary[pq.ParquetFile, dict[str, int]] = WeakKeyDictionary()
+_leaves: WeakKeyDictionary[pq.ParquetFile, dict[str, range]] = WeakKeyDictionary()
 
 
 def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
@@ -151,7 +151,8 @@ def kept_tables(
     made = [form for form in forms if form.made]
     places = _leaves_of(file)
     needed = {*(f.name for f in forms if not f.made), *options.filter_columns}
-    leaves = [leaf for name, leaf in places.items() if name in needed]
+    wanted = {leaf for name in needed for leaf in places.get(name, ())}
+    leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = len(needed) == len(names) - len(made)
     all_fixed = all_fixed and all(form.is_fixed for form in forms)
@@ -163,7 +164,8 @@ def kept_tables(
     first = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    for table in (_whole if whole else _batches)(file, task, leaves, limit):
+    nested = options.filter_columns
+    for table in (_whole if whole else _batches)(file, task, leaves, limit, nested):
         if made:
             first, table = (
                 first + table.num_rows,
@@ -181,38 +183,45 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
         BadFileError: It cannot be decoded.
     """
     places = _leaves_of(file)
-    leaves = [places[name] for name in options.filter_columns]
+    leaves = [leaf for name in options.filter_columns for leaf in places[name]]
     limit = _piece_rows(file, task.row_group, leaves, 0)
     return sum(
         int(table.filter(options.expression).num_rows)
-        for table in _batches(file, task, leaves, limit)
+        for table in _batches(file, task, leaves, limit, options.filter_columns)
     )
 
 
-def _leaves_of(file: pq.ParquetFile) -> dict[str, int]:
+def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
     # Asked for with each bundle of columns, and slow for a thousand of them.
     found = _leaves.get(file)
     if found is None:
-        columns = flat_columns(file.schema_arrow)
-        found = _leaves[file] = {column.name: column.leaf for column in columns}
+        found = _leaves[file] = leaves_of(file.schema_arrow)
     return found
 
 
 def _whole(
-    file: pq.ParquetFile, task: SliceTask, leaves: Sequence[int], num_rows: int
+    file: pq.ParquetFile,
+    task: SliceTask,
+    leaves: Sequence[int],
+    num_rows: int,
+    nested: Sequence[str],
 ) -> Iterator[pa.Table]:
     del num_rows
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
-        yield flatten_table(table)
+        yield flatten_table(table, nested)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
 
 def _batches(
-    file: pq.ParquetFile, task: SliceTask, leaves: Sequence[int], num_rows: int
+    file: pq.ParquetFile,
+    task: SliceTask,
+    leaves: Sequence[int],
+    num_rows: int,
+    nested: Sequence[str],
 ) -> Iterator[pa.Table]:
     try:
         for batch in file.reader.iter_batches(
@@ -221,7 +230,7 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield flatten_table(pa.Table.from_batches([batch]))
+            yield flatten_table(pa.Table.from_batches([batch]), nested)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
