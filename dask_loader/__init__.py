@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from dask_loader.batch.ragged import Ragged
     from dask_loader.dataset import ParquetDataset
     from dask_loader.errors import (
         BadFileError,
@@ -54,6 +55,7 @@ __all__ = [
     "NullError",
     "ParquetDataset",
     "PlanError",
+    "Ragged",
     "RankMismatchError",
     "RanksMissingError",
     "ResumeError",
@@ -69,6 +71,7 @@ __all__ = [
 _HOMES = {
     "ParquetDataset": "dask_loader.dataset",
     "DataLoader": "dask_loader.loader",
+    "Ragged": "dask_loader.batch.ragged",
     "from_stateful_dataloader": "dask_loader.stateful",
 }
 

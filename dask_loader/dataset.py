@@ -47,7 +47,9 @@ class ParquetDataset(IterableDataset[Any]):
     Iterating yields dict[str, torch.Tensor]: one tensor of shape (rows, *row shape) for
     each column, rows being batch_size but for the last batch. Numbers keep their dtype,
     dates, times and durations become int64 in their own unit (see schema), fixed-size
-    lists become one more dimension. Text and binary columns are lists of str and bytes.
+    lists become one more dimension. Text and binary columns are lists of str and bytes,
+    lists of any length a Ragged. Fields of structs are columns "a.b" of their own, maps
+    "m.key" and "m.value".
     Tensors are the caller's: writing into one changes no other batch and no file.
 
     With batch_size=None it yields single rows, dicts of NumPy scalars, for torch's own

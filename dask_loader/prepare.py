@@ -77,6 +77,7 @@ def load_catalog(
         run=engine.map,
         listed=found.listed,
         cache=cache,
+        dtypes=delivery.wanted_dtypes,
         on_front=begin if ahead is not None and in_order and filters is None else None,
     )
     read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)

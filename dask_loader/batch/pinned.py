@@ -184,8 +184,15 @@ def map_tensors(
 def tensors_of(batch: Batch) -> Iterator[torch.Tensor]:
     """Yield the batch's tensors."""
     for value in batch.values():
-        parts = value if _is_named_tuple(value) else (value,)
-        yield from (part for part in parts if isinstance(part, torch.Tensor))
+        yield from _tensors_in(value)
+
+
+def _tensors_in(value: Any) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif _is_named_tuple(value):
+        for part in value:
+            yield from _tensors_in(part)
 
 
 def _map(value: Any, function: Callable[[torch.Tensor], torch.Tensor]) -> Any:

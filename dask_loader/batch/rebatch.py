@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from dask_loader.batch.tensors import Batch, Join, add_origin, cut_batch
+from dask_loader.batch.ragged import Ragged
+from dask_loader.batch.tensors import Batch, Column, Join, add_origin, cut_batch
 from dask_loader.plan.schedule import Piece, Step
 from dask_loader.transfer.window import Block, WindowData
 
@@ -73,7 +74,7 @@ class Rebatcher:
     def rows(self, step: Step, *, num_splits: int) -> Iterator[Row]:
         """Yield a step's rows in the order of their positions, pads last.
 
-        Numbers are NumPy scalars, fixed-size lists NumPy arrays, text str or bytes.
+        Numbers are NumPy scalars, lists of them NumPy arrays, text str or bytes.
         """
         order = _position_order(step.pieces, num_splits)
         if step.pad is not None:
@@ -81,8 +82,7 @@ class Rebatcher:
         batch = self._join(step, None)
         columns = []
         for column in batch.values():
-            items = column.numpy() if isinstance(column, torch.Tensor) else column
-            columns.append([items[i] for i in order])
+            columns.append(_rows_of(column, order))
         for values in zip(*columns, strict=True):
             yield dict(zip(batch, values, strict=True))
 
@@ -129,6 +129,14 @@ class Rebatcher:
         for number in numbers:
             if self._windows.pop(number, None) is not None:
                 self._release(number)
+
+
+def _rows_of(column: Column, order: Sequence[int]) -> list[Any]:
+    if isinstance(column, Ragged):
+        rows = [column.row(i) for i in order]
+        return [row.numpy() if isinstance(row, torch.Tensor) else row for row in rows]
+    items = column.numpy() if isinstance(column, torch.Tensor) else column
+    return [items[i] for i in order]
 
 
 def _position_order(pieces: Sequence[Piece], num_splits: int) -> list[int]:

@@ -12,14 +12,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
+from dask_loader.batch.ragged import Ragged, cut_lists, join_lists
 from dask_loader.catalog.provenance import FILE, PADDED
 from dask_loader.transfer.window import Block, GroupKind, WindowData, kind_of
 
-# What a batch holds for one column: a tensor, or a list of str or bytes.
-Column = torch.Tensor | list[Any]
+# What a batch holds for one column: a tensor, a list of str or bytes, or lists.
+Column = torch.Tensor | list[Any] | Ragged
 Batch = dict[str, Column]
 
 _ALIGNMENT = 64
@@ -43,7 +45,7 @@ def cut_batch(names: Sequence[str], window: WindowData, start: int, stop: int) -
     for group in window.groups:
         _deliver(kind_of(group), group.data[:, start:stop], found)
     for name, text in window.texts.items():
-        found[name] = text.slice(start, stop - start).to_pylist()
+        found[name] = _loose(text.slice(start, stop - start))
     return {name: found[name] for name in names}
 
 
@@ -64,7 +66,7 @@ class Join:
         self._num_rows = 0
         # Not the groups: the window must be free to go while the batch is joined.
         self._kinds = [kind_of(group) for group in like.groups]
-        self._texts: dict[str, list[Any]] = {name: [] for name in like.texts}
+        self._texts: dict[str, list[list[Any] | Ragged]] = {n: [] for n in like.texts}
         shapes = [(len(g.names), num_rows, *g.shape) for g in like.groups]
         self._arrays: list[NDArray[np.generic]] = []
         if allocate is None:
@@ -89,16 +91,31 @@ class Join:
         rows = slice(self._num_rows, self._num_rows + stop - start)
         for array, group in zip(self._arrays, window.groups, strict=True):
             array[:, rows] = group.data[:, start:stop]
-        for name, items in self._texts.items():
-            items += window.texts[name].slice(start, stop - start).to_pylist()
+        for name, parts in self._texts.items():
+            # Copies: the window must be free to go.
+            parts.append(_loose(window.texts[name].slice(start, stop - start)))
         self._num_rows = rows.stop
 
     def batch(self, names: Sequence[str]) -> Batch:
         """Return the batch; see cut_batch."""
-        found: Batch = {**self._texts}
+        found: Batch = {name: _join(parts) for name, parts in self._texts.items()}
         for kind, array in zip(self._kinds, self._arrays, strict=True):
             _deliver(kind, array, found)
         return {name: found[name] for name in names}
+
+
+def _loose(array: pa.Array) -> list[Any] | Ragged:
+    if pa.types.is_large_list(array.type):
+        return cut_lists(array)
+    items: list[Any] = array.to_pylist()
+    return items
+
+
+def _join(parts: Sequence[list[Any] | Ragged]) -> list[Any] | Ragged:
+    lists = [part for part in parts if isinstance(part, Ragged)]
+    if lists:
+        return join_lists(lists)
+    return [item for part in parts for item in part]
 
 
 def add_origin(batch: Batch, files: Sequence[str], *, padded: bool) -> None:
@@ -112,9 +129,9 @@ def add_origin(batch: Batch, files: Sequence[str], *, padded: bool) -> None:
     index = batch[FILE]
     assert isinstance(index, torch.Tensor)
     batch[FILE] = [files[i] for i in index.tolist()]
-    batch[PADDED] = torch.zeros(len(index), dtype=torch.bool)
+    flags = batch[PADDED] = torch.zeros(len(index), dtype=torch.bool)
     if padded:
-        batch[PADDED][-1] = True
+        flags[-1] = True
 
 
 def _deliver(kind: GroupKind, rows: NDArray[np.generic], found: Batch) -> None:

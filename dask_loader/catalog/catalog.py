@@ -19,6 +19,7 @@ from dask_loader.catalog.filters import (
     may_prune,
     name_filter,
 )
+from dask_loader.catalog.flat import filter_schema, flat_schema
 from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
@@ -109,7 +110,11 @@ class Catalog:
                 "files": [(f.digest, f.stamp.num_bytes) for f in self.files],
                 "place": [f.path for f in self.files],
                 "stamps": [f.stamp.version for f in self.files],
-                "columns": [(form.name, form.dtype, form.shape) for form in self.forms],
+                "columns": [
+                    (form.name, form.dtype, form.shape)
+                    + ((form.depth, form.items) if form.depth else ())
+                    for form in self.forms
+                ],
                 "filters": self.filter_text,
             }
             self._prints.update({name: _hash(part) for name, part in parts.items()})
@@ -134,6 +139,7 @@ def read_catalog(
     listed: Mapping[str, Sight] | None = None,
     cache: FooterCache | None = None,
     on_front: Callable[[Catalog], None] | None = None,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -151,6 +157,7 @@ def read_catalog(
         cache: Where footers are remembered.
         on_front: Given the catalog of the first files, where very many footers are to be
             read, before the others are; not where those files disagree.
+        dtypes: NumPy dtypes that the user wants columns in, by column.
 
     Raises:
         ColumnError: A column is not there.
@@ -162,24 +169,28 @@ def read_catalog(
     """
     asked = f"{columns!r} {name_filter(filters)}"
     footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
-    schema = footers.first_schema()
+    nested = footers.first_schema()
+    schema, asked_of = flat_schema(nested), filter_schema(nested)
     names = choose_columns(schema, columns, path=paths[0])
-    expression = make_filter(filters, schema, path=paths[0])
+    expression = make_filter(filters, asked_of, path=paths[0])
     query = FooterQuery(
         storage=storage,
-        forms=tuple(form_of(schema.field(name), path=paths[0]) for name in names),
+        forms=tuple(
+            form_of(schema.field(name), path=paths[0], dtype=(dtypes or {}).get(name))
+            for name in names
+        ),
         expression=expression,
-        filter_columns=filter_columns(expression, schema),
+        filter_columns=filter_columns(expression, asked_of),
     )
-    prunes = may_prune(filters, schema, query.filter_columns)
+    prunes = may_prune(filters, asked_of, query.filter_columns)
     query = replace(query, may_prune=prunes)
-    text = filter_text(filters, expression, schema)
+    text = filter_text(filters, expression, asked_of)
     taken = [(form, form.row_bytes) for form in query.forms]
 
     def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
         packed = table["schema"].to_pylist()
         read = query.filter_columns
-        _check_schemas(schema, packed, first, names, read, columns is None)
+        _check_schemas(asked_of, packed, first, names, read, columns is None)
         entries = tuple(
             FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
@@ -262,7 +273,7 @@ def _check_schemas(
             continue
         compare_schemas(
             schema,
-            unpack_schema(other),
+            filter_schema(unpack_schema(other)),
             names=dict.fromkeys((*names, *filter_names)),
             all_columns=all_columns,
             first_path=paths[0],

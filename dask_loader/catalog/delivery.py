@@ -28,6 +28,15 @@ class Delivery:
     features: tuple[tuple[str, tuple[str, ...]], ...] = ()
     dtypes: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def wanted_dtypes(self) -> dict[str, str]:
+        """The dtype of each column that is cast, also as a part of a feature."""
+        wanted = dict(self.dtypes)
+        for feature, names in self.features:
+            if feature in wanted:
+                wanted.update(dict.fromkeys(names, wanted[feature]))
+        return wanted
+
     def columns(self, chosen: Sequence[str] | None) -> tuple[str, ...] | None:
         """Return the columns to read: those chosen, and those that features need."""
         if chosen is None:
@@ -145,12 +154,14 @@ def _stack(
 def _cast(form: Form, dtype: str | None) -> Form:
     if dtype is None:
         return form
-    if not form.is_fixed or not _can_become(form.dtype, dtype):
+    if not form.number or not _can_become(form.number, dtype):
         raise ConfigError(
             f"dtypes={{{form.name!r}: {dtype!r}}}: a column of "
-            f"{form.dtype or 'text or bytes'} is not cast to {dtype}; floats do not "
+            f"{form.number or 'text or bytes'} is not cast to {dtype}; floats do not "
             "become integers, numbers do not become bool, and text is no number"
         )
+    if form.depth:
+        return replace(form, items=dtype, exact=False)
     return replace(form, dtype=dtype, exact=False)
 
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.flat import flat_columns
 from dask_loader.catalog.forms import Form
-from dask_loader.catalog.schema import leaf_ranges, pack_schema
+from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Storage, open_error
 
 # Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
@@ -124,7 +126,7 @@ def parse_footers(
     columns: dict[str, list[Any]] = {name: [] for name in _FIXED.names}
     nulls: dict[str, dict[int, list[int]]] = {}
     row_bytes = sum(form.row_bytes for form in query.forms)
-    texts = [form.name for form in query.forms if not form.is_fixed]
+    loose = [form for form in query.forms if not form.is_fixed]
     schemas = _Schemas()
     for row, ((path, _), tail) in enumerate(zip(files, tails, strict=True)):
         try:
@@ -135,7 +137,7 @@ def parse_footers(
                     "digest": _digest(tail),
                     "schema": read.packed,
                     "num_rows": [group.num_rows for group in groups],
-                    "num_bytes": _decoded_bytes(row_bytes, texts, read.leaves, groups),
+                    "num_bytes": _decoded_bytes(row_bytes, loose, read.leaves, groups),
                     "survives": _survive(query, tail, read.schema, len(groups)),
                 }
                 for name, counts in _null_counts(query.forms, read.leaves, groups):
@@ -229,7 +231,7 @@ def _parse(tail: bytes) -> pq.ParquetFile:
 class _Read:
     schema: pa.Schema
     packed: bytes
-    leaves: dict[str, range]
+    leaves: dict[str, int]
 
 
 class _Schemas:
@@ -248,21 +250,32 @@ class _Schemas:
         if not same or arrow != self._arrow:
             schema = file.schema_arrow
             self._parquet, self._arrow = parquet, arrow
-            self._read = _Read(schema, pack_schema(schema), leaf_ranges(schema))
+            leaves = {column.name: column.leaf for column in flat_columns(schema)}
+            self._read = _Read(schema, pack_schema(schema), leaves)
         return self._read
 
 
 def _decoded_bytes(
-    row_bytes: int, texts: list[str], leaves: dict[str, range], groups: list[Any]
+    row_bytes: int, loose: list[Form], leaves: dict[str, int], groups: list[Any]
 ) -> list[int]:
-    # Fixed-width columns from the schema, text from the encoded size: never from decoded
-    # samples, which would differ between ranks.
-    text = [leaves[name][0] for name in texts if name in leaves]
+    # Fixed-width columns from the schema, text from the encoded size, lists from the number
+    # of their elements: never from decoded samples, which would differ between ranks.
+    there = [(form, leaves[form.name]) for form in loose if form.name in leaves]
     return [
-        g.num_rows * (row_bytes + _OFFSET_BYTES * len(text))
-        + sum(_text_bytes(g.column(leaf), g.num_rows) for leaf in text)
+        g.num_rows * row_bytes
+        + sum(_loose_bytes(form, g.column(leaf), g.num_rows) for form, leaf in there)
         for g in groups
     ]
+
+
+def _loose_bytes(form: Form, chunk: Any, num_rows: int) -> int:
+    if not form.depth:
+        return num_rows * _OFFSET_BYTES + _text_bytes(chunk, num_rows)
+    items = int(chunk.num_values)
+    offsets = 2 * _OFFSET_BYTES * (num_rows + (form.depth - 1) * items)
+    if form.items:
+        return offsets + np.dtype(form.items).itemsize * items
+    return offsets + 2 * _OFFSET_BYTES * items + _text_bytes(chunk, items)
 
 
 def _text_bytes(chunk: Any, num_rows: int) -> int:
@@ -277,13 +290,14 @@ def _text_bytes(chunk: Any, num_rows: int) -> int:
 
 
 def _null_counts(
-    forms: Sequence[Form], leaves: dict[str, range], groups: list[Any]
+    forms: Sequence[Form], leaves: dict[str, int], groups: list[Any]
 ) -> Iterator[tuple[str, list[int]]]:
     # The one loop over all chunks of all footers: half the cost of a cold start.
     for form in forms:
-        if form.name not in leaves:
+        # Of lists a footer counts the empty ones too.
+        if form.name not in leaves or form.depth:
             continue
-        leaf, counts, said = leaves[form.name][0], [], False
+        leaf, counts, said = leaves[form.name], [], False
         for group in groups:
             stats = group.column(leaf).statistics
             known = stats is not None and stats.has_null_count

@@ -10,6 +10,9 @@ import pyarrow as pa
 
 from dask_loader.errors import UnsupportedTypeError
 
+# All numbers of so many decimal digits fit int64.
+MAX_INT64_DIGITS = 18
+
 
 @dataclass(frozen=True, slots=True)
 class Form:
@@ -17,8 +20,11 @@ class Form:
 
     Attributes:
         name: The column.
-        dtype: NumPy dtype of the elements, as text; "" for Python objects (text, bytes).
+        dtype: NumPy dtype of the elements, as text; "" for Python objects (text, bytes)
+            and for lists of any length.
         shape: Shape of one row: () or, for fixed-size lists, their lengths.
+        depth: How deep lists of any length are nested; 0 for none.
+        items: NumPy dtype of the numbers in such lists; "" for text and bytes.
         feature: The feature that the column is a part of; "" where it is delivered alone.
         exact: Whether a cast to dtype must keep each integer exactly.
         made: Whether the column is in no file, but made where rows are decoded.
@@ -29,12 +35,19 @@ class Form:
     shape: tuple[int, ...] = ()
     feature: str = ""
     exact: bool = True
+    depth: int = 0
+    items: str = ""
     made: bool = False
 
     @property
     def is_fixed(self) -> bool:
         """Whether each row takes the same number of bytes."""
         return bool(self.dtype)
+
+    @property
+    def number(self) -> str:
+        """NumPy dtype of the column's numbers, in lists or not; "" for text and bytes."""
+        return self.dtype or self.items
 
     @property
     def row_items(self) -> int:
@@ -47,36 +60,60 @@ class Form:
         return np.dtype(self.dtype).itemsize * self.row_items if self.is_fixed else 0
 
 
-def form_of(field: pa.Field, *, path: str | None = None) -> Form:
+def form_of(
+    field: pa.Field, *, path: str | None = None, dtype: str | None = None
+) -> Form:
     """Return the column's form.
 
     Integers, floats and bool keep their width. Dates, times, timestamps and durations
-    become int64 in their own unit. A fixed-size list of these becomes one tensor with one
-    more dimension. Text and binary become lists of str and bytes.
+    become int64 in their own unit, decimals of up to 18 digits int64 without their point
+    (the schema has the scale). A fixed-size list of these becomes one tensor with one
+    more dimension. Text and binary become lists of str and bytes. Lists of any length
+    keep their lengths.
 
     Args:
-        field: From the files' schema.
+        field: Of a flat schema, see dask_loader.catalog.flat.
         path: A file that has it, for the error.
+        dtype: NumPy dtype that the user wants it delivered in, or None.
 
     Raises:
         UnsupportedTypeError: The type has no tensor form.
     """
-    kind, shape = field.type, []
-    while pa.types.is_fixed_size_list(kind):
+    kind, depth, shape = field.type, 0, []
+    while pa.types.is_large_list(kind):
+        depth += 1
+        kind = kind.value_type
+    while not depth and pa.types.is_fixed_size_list(kind):
         shape.append(kind.list_size)
         kind = kind.value_type
-    dtype = _dtype_of(kind)
-    if dtype is None and not shape and _is_text(kind):
-        dtype = ""
-    if dtype is None:
+    found = _dtype_of(kind)
+    if (
+        found is None
+        and pa.types.is_decimal(kind)
+        and np.dtype(dtype or "O").kind == "f"
+    ):
+        found = dtype  # as many digits as there may be
+    if found is None and not shape and _is_text(kind):
+        found = ""
+    if found is None:
         raise UnsupportedTypeError(
-            f"column {field.name!r} has type {field.type}, which has no tensor form yet; "
-            "leave it out with columns=[...], or write it as numbers, text or fixed-size "
-            "lists",
+            f"column {field.name!r} has type {field.type}, which has no tensor form; "
+            + _way_out(field.name, kind),
             path=path,
             column=field.name,
         )
-    return Form(field.name, dtype, tuple(shape))
+    if depth:
+        return Form(field.name, "", depth=depth, items=found)
+    return Form(field.name, found, tuple(shape))
+
+
+def _way_out(name: str, kind: pa.DataType) -> str:
+    if pa.types.is_decimal(kind):
+        return (
+            f"{kind.precision} digits do not fit int64: round them with "
+            f"dtypes={{{name!r}: torch.float64}}, or leave it out with columns=[...]"
+        )
+    return "leave it out with columns=[...], or write it as numbers, text or lists of these"
 
 
 def _dtype_of(kind: pa.DataType) -> str | None:
@@ -86,6 +123,10 @@ def _dtype_of(kind: pa.DataType) -> str | None:
         return str(np.dtype(kind.to_pandas_dtype()))
     if pa.types.is_temporal(kind) and not pa.types.is_interval(kind):
         return "int64"
+    if pa.types.is_decimal(kind) and kind.precision <= MAX_INT64_DIGITS:
+        return "int64"
+    if pa.types.is_null(kind):
+        return "float32"  # nulls only: what they become is the user's to say
     return None
 
 

@@ -153,27 +153,3 @@ def pack_schema(schema: pa.Schema) -> bytes:
 def unpack_schema(packed: bytes) -> pa.Schema:
     """Read what pack_schema wrote."""
     return pa.ipc.read_schema(pa.py_buffer(packed))
-
-
-def leaf_ranges(schema: pa.Schema) -> dict[str, range]:
-    """Return, for each column, the indices of its Parquet leaves.
-
-    Leaves stand in the order of the schema. Their dotted paths are not used: a column
-    called "a.b" could not be told from field b of a struct a.
-    """
-    ranges, start = {}, 0
-    for field in schema:
-        stop = start + _count_leaves(field.type)
-        ranges[field.name] = range(start, stop)
-        start = stop
-    return ranges
-
-
-def _count_leaves(kind: pa.DataType) -> int:
-    if isinstance(kind, pa.BaseExtensionType):
-        return _count_leaves(kind.storage_type)
-    if pa.types.is_dictionary(kind):
-        return 1
-    if kind.num_fields == 0:
-        return 1
-    return sum(_count_leaves(kind.field(i).type) for i in range(kind.num_fields))

@@ -30,7 +30,7 @@ class Flat(NamedTuple):
     null_count: int
 
 
-def flatten(array: pa.Array) -> Flat:
+def flatten(array: pa.Array, dtype: str = "") -> Flat:
     """Return the elements of an array.
 
     Not by Array.flatten(), which drops null lists, and not by Array.to_numpy(), which turns
@@ -38,13 +38,17 @@ def flatten(array: pa.Array) -> Flat:
 
     Args:
         array: Of numbers, bool, time-like, or fixed-size lists of them.
+        dtype: Decimals are rounded to it if it is a float's; else they come as int64
+            without their point.
     """
     kind = array.type
+    if pa.types.is_decimal(kind):
+        return flatten(_plain_decimals(array, dtype))
     if not pa.types.is_fixed_size_list(kind):
-        valid = _bits(array.buffers()[0], array) if array.null_count else None
+        valid = _valid(array) if array.null_count else None
         return Flat(_values(array), valid, array.null_count)
     width = kind.list_size
-    inner = flatten(array.values.slice(array.offset * width, len(array) * width))
+    inner = flatten(array.values.slice(array.offset * width, len(array) * width), dtype)
     if not array.null_count:
         return inner
     items = len(inner.values) // max(1, len(array))
@@ -71,7 +75,7 @@ def copy_fixed(
     Raises:
         MisfitError: A number does not fit out's dtype; the text says which.
     """
-    flat = flatten(array)
+    flat = flatten(array, str(out.dtype))
     if flat.null_count and fill is None:
         return flat.null_count
     flat_out = out.reshape(-1)
@@ -88,7 +92,23 @@ def fill_text(array: pa.Array, fill: str | bytes | None) -> pa.Array:
     return pc.fill_null(array, pa.scalar(fill).cast(array.type))
 
 
+def _plain_decimals(array: pa.Array, dtype: str) -> pa.Array:
+    kind = array.type
+    if dtype and np.dtype(dtype).kind == "f":
+        return array.cast(pa.float64())
+    # The point is moved behind the last digit, which changes the type and no bit.
+    whole = pa.decimal128(kind.precision, 0)
+    if kind.bit_width != whole.bit_width:
+        array = array.cast(pa.decimal128(kind.precision, kind.scale))
+    moved = pa.Array.from_buffers(
+        whole, len(array), array.buffers(), array.null_count, array.offset
+    )
+    return moved.cast(pa.int64())
+
+
 def _values(array: pa.Array) -> NDArray[np.generic]:
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array), dtype=np.float32)
     kind, data = array.type, array.buffers()[1]
     if pa.types.is_boolean(kind):
         return _bits(data, array)
@@ -101,6 +121,12 @@ def _values(array: pa.Array) -> NDArray[np.generic]:
         return np.zeros(len(array), dtype=dtype)
     start = array.offset * dtype.itemsize
     return np.frombuffer(data, dtype=dtype, count=len(array), offset=start)
+
+
+def _valid(array: pa.Array) -> NDArray[np.bool_]:
+    if pa.types.is_null(array.type):
+        return np.zeros(len(array), dtype=np.bool_)
+    return _bits(array.buffers()[0], array)
 
 
 def _bits(bitmap: pa.Buffer | None, array: pa.Array) -> NDArray[np.bool_]:

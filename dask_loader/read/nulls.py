@@ -31,7 +31,7 @@ class NullPolicy:
         for name, value in self.fills:
             if name == form.name:
                 return True, value
-        if self.nan and form.is_fixed and np.dtype(form.dtype).kind == "f":
+        if self.nan and form.number and np.dtype(form.number).kind == "f":
             return True, float("nan")
         return False, None
 
@@ -67,8 +67,8 @@ def make_null_policy(
                 f"are delivered: {list(by_name)!r}"
             )
         _check_fill(by_name[name], value)
-        if schema is not None and not by_name[name].is_fixed and value is not None:
-            _check_text(schema.field(name), value)
+        if schema is not None and not by_name[name].number and value is not None:
+            _check_text(name, schema.field(name).type, value)
     return NullPolicy(fills=tuple(nulls.items()))
 
 
@@ -76,7 +76,7 @@ def null_error(
     form: Form, count: int, *, path: str, row_group: int, where: str = ""
 ) -> NullError:
     """Describe nulls for which there is no policy."""
-    is_float = form.is_fixed and np.dtype(form.dtype).kind == "f"
+    is_float = form.number and np.dtype(form.number).kind == "f"
     nan = 'nulls="nan" (for float columns), ' if is_float else ""
     number = "" if count < 0 else f"{count} "
     return NullError(
@@ -89,29 +89,30 @@ def null_error(
     )
 
 
-def _check_text(field: pa.Field, value: str | bytes) -> None:
+def _check_text(name: str, kind: pa.DataType, value: str | bytes) -> None:
+    while pa.types.is_large_list(kind):
+        kind = kind.value_type
     try:
-        pa.array([value]).cast(field.type).validate(full=True)
+        pa.array([value]).cast(kind).validate(full=True)
     except (pa.ArrowException, TypeError) as error:
         raise ConfigError(
-            f"nulls={{{field.name!r}: {value!r}}} does not fit the column's type "
-            f"{field.type}: {error}"
+            f"nulls={{{name!r}: {value!r}}} does not fit the column's type {kind}: {error}"
         ) from error
 
 
 def _check_fill(form: Form, value: Any) -> None:
-    if not form.is_fixed:
+    if not form.number:
         if value is None or isinstance(value, str | bytes):
             return
         raise ConfigError(
             f"nulls={{{form.name!r}: {value!r}}}: a text column takes text, bytes or None"
         )
     number = isinstance(value, bool | int | float | np.number | np.bool_)
-    fits = number and _fits(value, np.dtype(form.dtype))
+    fits = number and _fits(value, np.dtype(form.number))
     if not fits:
         raise ConfigError(
             f"nulls={{{form.name!r}: {value!r}}} does not fit the column's type "
-            f"{form.dtype}; give a value that it can hold exactly"
+            f"{form.number}; give a value that it can hold exactly"
         )
 
 

@@ -9,8 +9,8 @@ from weakref import WeakKeyDictionary
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.flat import flatten_table, leaves_of
 from dask_loader.catalog.forms import Form
-from dask_loader.catalog.schema import leaf_ranges
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
 from dask_loader.read.origin import add_origin, origin_tables
@@ -20,7 +20,6 @@ from dask_loader.read.task import ReadOptions, SliceTask
 # back between chunks and touching it anew costs more than decoding.
 _PIECE_BYTES = 16 << 20
 _MAX_PIECE_ROWS = 1 << 20
-_VIEWS = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 # Columns that are decoded by one call together take about this much.
 DECODING_BYTES = 8 << 20
 # What waits to be mixed takes at most about this much, whatever the size of row groups.
@@ -29,7 +28,7 @@ _MIXED_BYTES = 24 << 20
 _TEXT_ROW_BYTES = 256
 
 
-_ranges: WeakKeyDictionary[pq.ParquetFile, dict[str, range]] = WeakKeyDictionary()
+_leaves: WeakKeyDictionary[pq.ParquetFile, dict[str, range]] = WeakKeyDictionary()
 
 
 def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
@@ -150,22 +149,23 @@ def kept_tables(
     """
     names = [form.name for form in forms]
     made = [form for form in forms if form.made]
-    ranges = _ranges_of(file)
+    places = _leaves_of(file)
     needed = {*(f.name for f in forms if not f.made), *options.filter_columns}
-    wanted = [n for n in ranges if n in needed]
-    leaves = [leaf for name in wanted for leaf in ranges[name]]
+    wanted = {leaf for name in needed for leaf in places.get(name, ())}
+    leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = len(needed) == len(names) - len(made)
     all_fixed = all_fixed and all(form.is_fixed for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
-    if not wanted:
+    if not leaves:
         yield from origin_tables(task, made, limit)
         return
     first = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    for table in (_whole if whole else _batches)(file, task, leaves, limit):
+    nested = options.filter_columns
+    for table in (_whole if whole else _batches)(file, task, leaves, limit, nested):
         if made:
             first, table = (
                 first + table.num_rows,
@@ -182,38 +182,46 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     Raises:
         BadFileError: It cannot be decoded.
     """
-    ranges = _ranges_of(file)
-    leaves = [leaf for name in options.filter_columns for leaf in ranges[name]]
+    places = _leaves_of(file)
+    leaves = [leaf for name in options.filter_columns for leaf in places[name]]
     limit = _piece_rows(file, task.row_group, leaves, 0)
     return sum(
         int(table.filter(options.expression).num_rows)
-        for table in _batches(file, task, leaves, limit)
+        for table in _batches(file, task, leaves, limit, options.filter_columns)
     )
 
 
-def _ranges_of(file: pq.ParquetFile) -> dict[str, range]:
+def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
     # Asked for with each bundle of columns, and slow for a thousand of them.
-    found = _ranges.get(file)
+    found = _leaves.get(file)
     if found is None:
-        found = _ranges[file] = leaf_ranges(file.schema_arrow)
+        found = _leaves[file] = leaves_of(file.schema_arrow)
     return found
 
 
 def _whole(
-    file: pq.ParquetFile, task: SliceTask, leaves: Sequence[int], num_rows: int
+    file: pq.ParquetFile,
+    task: SliceTask,
+    leaves: Sequence[int],
+    num_rows: int,
+    nested: Sequence[str],
 ) -> Iterator[pa.Table]:
     del num_rows
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
-        yield _plain_text(table)
+        yield flatten_table(table, nested)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
 
 def _batches(
-    file: pq.ParquetFile, task: SliceTask, leaves: Sequence[int], num_rows: int
+    file: pq.ParquetFile,
+    task: SliceTask,
+    leaves: Sequence[int],
+    num_rows: int,
+    nested: Sequence[str],
 ) -> Iterator[pa.Table]:
     try:
         for batch in file.reader.iter_batches(
@@ -222,7 +230,7 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield _plain_text(pa.Table.from_batches([batch]))
+            yield flatten_table(pa.Table.from_batches([batch]), nested)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
@@ -236,15 +244,6 @@ def _piece_rows(
     encoded = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
     row_bytes: int = max(1, fixed_bytes, encoded // max(1, group.num_rows))
     return max(1, min(_MAX_PIECE_ROWS, _PIECE_BYTES // row_bytes))
-
-
-def _plain_text(table: pa.Table) -> pa.Table:
-    # Arrow lacks kernels for view types (take, fill_null), and their slices keep all.
-    for i, field in enumerate(table.schema):
-        wide = _VIEWS.get(field.type)
-        if wide is not None:
-            table = table.set_column(i, field.name, table.column(i).cast(wide))
-    return table
 
 
 def require_rows(task: SliceTask, position: int) -> None:

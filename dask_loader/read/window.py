@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +25,7 @@ from dask_loader.read.pieces import (
     open_slice,
     table_pieces,
 )
+from dask_loader.read.ragged import plain_lists
 from dask_loader.read.task import SliceTask, WindowTask
 from dask_loader.transfer.window import Block, WindowData, block_bytes, lay_out
 
@@ -244,7 +246,15 @@ class _Sink:
         if column.null_count and not allowed:
             self._refuse(form, column.null_count, piece)
         texts = self._texts.setdefault(form.name, [])
-        texts += [fill_text(chunk, fill) for chunk in column.chunks]
+        if not form.depth:
+            texts += [fill_text(chunk, fill) for chunk in column.chunks]
+            return
+        for chunk in column.chunks:
+            with self._told(form, piece):
+                lists, nulls = plain_lists(chunk, form, allowed=allowed, fill=fill)
+            if nulls and not allowed:
+                self._refuse(form, nulls, piece)
+            texts.append(lists)
 
     def _copy(
         self,
@@ -260,20 +270,26 @@ class _Sink:
             if chunk.null_count and not allowed:
                 self._refuse(form, chunk.null_count, piece)
             rows = out[at : at + len(chunk)]
-            try:
+            with self._told(form, piece):
                 nulls = copy_fixed(chunk, rows, fill, exact=form.exact)
-            except MisfitError as error:
-                raise CastError(
-                    f"column {form.name!r} is to be delivered as {form.dtype}, and in "
-                    f"{piece.path!r}, row group {piece.row_group}: {error}; choose "
-                    f"another dtype with dtypes={{{form.feature or form.name!r}: ...}}",
-                    path=piece.path,
-                    row_group=piece.row_group,
-                    column=form.name,
-                ) from error
             if nulls and not allowed:
                 self._refuse(form, nulls, piece)
             at += len(chunk)
+
+    @contextmanager
+    def _told(self, form: Form, piece: SliceTask) -> Iterator[None]:
+        """Say of a number that does not fit where it is."""
+        try:
+            yield
+        except MisfitError as error:
+            raise CastError(
+                f"column {form.name!r} is to be delivered as {form.number}, and in "
+                f"{piece.path!r}, row group {piece.row_group}: {error}; choose "
+                f"another dtype with dtypes={{{form.feature or form.name!r}: ...}}",
+                path=piece.path,
+                row_group=piece.row_group,
+                column=form.name,
+            ) from error
 
     def finish(self) -> WindowData:
         """Return the window once all pieces are in."""

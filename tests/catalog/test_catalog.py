@@ -126,7 +126,8 @@ def test_the_first_bad_argument_costs_one_footer(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("dask_loader.catalog.gather._MOST_HERE_BYTES", 0)
-    write("1.parquet", {"x": [1], "l": [[1]]})
+    long = pa.array([1]).cast(pa.decimal128(22, 2))
+    write("1.parquet", {"x": [1], "l": long})
     (tmp_path / "2.parquet").write_text("no parquet")
 
     def never(function: Any, items: Any) -> list[Any]:

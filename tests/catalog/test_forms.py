@@ -40,23 +40,27 @@ FORMS = [
     (pa.list_(pa.float32(), 3), "float32", (3,)),
     (pa.list_(pa.list_(pa.bool_(), 2), 5), "bool", (5, 2)),
     (pa.list_(pa.timestamp("us"), 1), "int64", (1,)),
+    (pa.decimal32(5, 2), "int64", ()),
+    (pa.decimal128(18, 4), "int64", ()),
+    (pa.list_(pa.decimal128(7, 2), 3), "int64", (3,)),
+    (pa.null(), "float32", ()),
+]
+LISTS = [
+    (pa.large_list(pa.float16()), 1, "float16"),
+    (pa.large_list(pa.date32()), 1, "int64"),
+    (pa.large_list(pa.decimal128(9, 2)), 1, "int64"),
+    (pa.large_list(pa.string()), 1, ""),
+    (pa.large_list(pa.large_list(pa.bool_())), 2, "bool"),
+    (pa.large_list(pa.large_list(pa.binary())), 2, ""),
 ]
 REFUSED = (
-    pa.null(),
-    pa.decimal32(5, 2),
-    pa.decimal128(20, 2),
-    pa.list_(pa.int64()),
-    pa.large_list(pa.float32()),
-    pa.list_view(pa.int64()),
+    pa.decimal128(19, 2),
+    pa.decimal256(50, 2),
+    pa.large_list(pa.decimal128(19, 0)),
     pa.list_(pa.string(), 2),
-    pa.list_(pa.list_(pa.int8()), 2),
-    pa.struct([("a", pa.int64())]),
-    pa.map_(pa.string(), pa.int64()),
-    pa.dictionary(pa.int32(), pa.string()),
+    pa.list_(pa.large_list(pa.int8()), 2),
+    pa.large_list(pa.list_(pa.int8(), 2)),
     pa.month_day_nano_interval(),
-    pa.uuid(),
-    pa.bool8(),
-    pa.fixed_shape_tensor(pa.float32(), [2]),
 )
 
 
@@ -71,14 +75,35 @@ def test_every_supported_type_has_its_form(
     assert form.is_fixed == (dtype != "")
 
 
+@pytest.mark.parametrize(("kind", "depth", "items"), LISTS, ids=str)
+def test_lists_of_any_length_have_a_depth_and_the_form_of_their_items(
+    kind: pa.DataType, depth: int, items: str
+) -> None:
+    form = form_of(pa.field("x", kind))
+    assert form == Form("x", "", depth=depth, items=items)
+    assert (form.is_fixed, form.row_bytes, form.number) == (False, 0, items)
+
+
+@pytest.mark.parametrize(
+    "kind", [pa.decimal128(38, 2), pa.decimal256(50, 2), pa.decimal128(5, 2)], ids=str
+)
+def test_decimals_of_any_length_become_floats_where_they_are_asked_for(
+    kind: pa.DataType,
+) -> None:
+    dtype = form_of(pa.field("x", kind), dtype="float32").dtype
+    assert dtype == ("int64" if kind.precision == 5 else "float32")
+
+
 def test_every_other_type_is_refused_by_name_with_a_way_out() -> None:
     for kind in REFUSED:
         with pytest.raises(
-            UnsupportedTypeError, match="has no tensor form yet"
+            UnsupportedTypeError, match="has no tensor form; "
         ) as caught:
             form_of(pa.field("x", kind), path="/f.parquet")
         assert f"column 'x' has type {kind}" in str(caught.value)
         assert "leave it out with columns=[...]" in str(caught.value)
+        rounds = "round them with dtypes={'x': torch.float64}" in str(caught.value)
+        assert rounds == ("decimal" in str(kind))
         assert (caught.value.path, caught.value.column) == ("/f.parquet", "x")
 
 

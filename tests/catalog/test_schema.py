@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from dask_loader.catalog.schema import (
     check_columns,
     choose_columns,
     compare_schemas,
-    leaf_ranges,
     pack_schema,
     require_column,
     unpack_schema,
@@ -139,36 +137,3 @@ def test_one_column_more_matters_only_where_all_are_read() -> None:
 def test_a_packed_schema_comes_back_without_its_metadata() -> None:
     schema = pa.schema([("x", pa.list_(pa.float16(), 2))], metadata={"pandas": "{}"})
     assert unpack_schema(pack_schema(schema)).equals(schema.remove_metadata(), True)
-
-
-def test_leaves_are_counted_through_nested_and_dotted_names(tmp_path: Any) -> None:
-    columns = {
-        "a": pa.array([{"b": 1, "c": {"d": 2, "e": [3]}}]),
-        "a.b": pa.array([7]),
-        "map": pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int64())),
-        "lists": pa.array([[[1, 2]]]),
-        "words": pa.array(["x"]).dictionary_encode(),
-        "fixed": pa.array([[[1], [2]]], pa.list_(pa.list_(pa.int8(), 1), 2)),
-        "uuid": pa.array([b"0123456789abcdef"], pa.uuid()),
-        "last": pa.array([1]),
-    }
-    table = pa.table(columns)
-    expected = {
-        "a": range(3),
-        "a.b": range(3, 4),
-        "map": range(4, 6),
-        "lists": range(6, 7),
-        "words": range(7, 8),
-        "fixed": range(8, 9),
-        "uuid": range(9, 10),
-        "last": range(10, 11),
-    }
-    assert leaf_ranges(table.schema) == expected
-    pq.write_table(table, tmp_path / "a.parquet")
-    with pq.ParquetFile(tmp_path / "a.parquet") as file:
-        assert leaf_ranges(file.schema_arrow) == expected
-        paths = [file.schema.column(i).path for i in range(len(file.schema))]
-    assert len(paths) == 11
-    assert all(
-        paths[r[0]].split(".")[0] == name.split(".")[0] for name, r in expected.items()
-    )

@@ -33,10 +33,11 @@ def test_a_name_that_is_not_there_is_an_attribute_error(package):
         package.nothing  # noqa: B018
 
 
-def test_the_names_are_the_two_classes_a_converter_and_all_errors():
+def test_the_names_are_the_classes_a_converter_and_all_errors():
     assert set(dask_loader.__all__) == {
         "DataLoader",
         "ParquetDataset",
+        "Ragged",
         "from_stateful_dataloader",
         *(
             name

@@ -1,0 +1,203 @@
+"""Columns as they are delivered, out of columns as files nest them. Pure.
+
+A field of a struct is a column "a.b" of its own, with the struct's nulls in it. A map is
+two columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries are
+their values, Arrow's extension types what they store. So each delivered column is a
+number, a text, or (fixed-size) lists of these, and has one leaf in Parquet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import pyarrow as pa
+
+_WIDE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+
+
+class FlatColumn(NamedTuple):
+    """A column that can be delivered.
+
+    Attributes:
+        name: Its own name, with those of the structs around it before it: "a.b".
+        type: Its type without dictionaries, structs, maps and extensions. Lists are large
+            lists.
+        leaf: The index of its Parquet leaf.
+        nullable: Whether the file says that it may hold nulls.
+    """
+
+    name: str
+    type: pa.DataType
+    leaf: int
+    nullable: bool
+
+
+def flat_columns(schema: pa.Schema) -> list[FlatColumn]:
+    """Return what a file's columns are delivered as, in the order of their leaves."""
+    found: list[FlatColumn] = []
+    for field in schema:
+        for name, kind in _flat_types(field.name, field.type):
+            nullable = field.nullable or not _is_flat(field.type)
+            found.append(FlatColumn(name, kind, len(found), nullable))
+    return found
+
+
+def flat_schema(schema: pa.Schema) -> pa.Schema:
+    """Return the delivered columns' schema; names may come twice."""
+    columns = flat_columns(schema)
+    return pa.schema([pa.field(c.name, c.type, c.nullable) for c in columns])
+
+
+def filter_schema(schema: pa.Schema) -> pa.Schema:
+    """Return what filters may name: flat columns, and nested ones as files have them."""
+    flat = flat_schema(schema)
+    nested = [field for field in schema if field.name not in flat.names]
+    return pa.schema([*flat, *nested])
+
+
+def leaves_of(schema: pa.Schema) -> dict[str, range]:
+    """Return, for each field of filter_schema(), the indices of its Parquet leaves.
+
+    Leaves stand in the order of the schema. Their dotted paths are not used: a column
+    called "a.b" could not be told from field b of a struct a.
+    """
+    columns = flat_columns(schema)
+    found = {c.name: range(c.leaf, c.leaf + 1) for c in columns}
+    start = 0
+    for field in schema:
+        stop = start + len(list(_flat_types(field.name, field.type)))
+        found.setdefault(field.name, range(start, stop))
+        start = stop
+    return found
+
+
+def flatten_table(table: pa.Table, nested: Sequence[str] = ()) -> pa.Table:
+    """Return a table's columns as flat_columns() says; plain ones as they are.
+
+    Args:
+        table: As Arrow reads it.
+        nested: Nested columns that are appended as they are, for filters.
+    """
+    if all(_is_flat(field.type) for field in table.schema):
+        return table
+    names: list[str] = []
+    columns: list[pa.ChunkedArray] = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        if _is_flat(field.type):
+            names.append(field.name)
+            columns.append(column)
+            continue
+        kinds = list(_flat_types(field.name, field.type))
+        chunks = [_flat_arrays(chunk) for chunk in column.chunks]
+        for place, (name, kind) in enumerate(kinds):
+            names.append(name)
+            columns.append(pa.chunked_array([c[place] for c in chunks], kind))
+    for name in nested:
+        if name not in names:
+            names.append(name)
+            columns.append(table.column(name))
+    return pa.table(columns, names=names)
+
+
+def _is_flat(kind: pa.DataType) -> bool:
+    return next(_flat_types("", kind)) == ("", kind)
+
+
+def _flat_types(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType]]:
+    """Yield names and types of the columns that a type becomes, as its leaves follow."""
+    if isinstance(kind, pa.BaseExtensionType):
+        yield from _flat_types(name, _storage_type(kind))
+    elif pa.types.is_dictionary(kind):
+        yield from _flat_types(name, kind.value_type)
+    elif pa.types.is_struct(kind):
+        for field in kind:
+            yield from _flat_types(f"{name}.{field.name}", field.type)
+    elif pa.types.is_map(kind):
+        for part, item in (("key", kind.key_type), ("value", kind.item_type)):
+            for inner, flat in _flat_types(f"{name}.{part}", item):
+                yield inner, pa.large_list(flat)
+    elif _is_list(kind):
+        for inner, flat in _flat_types(name, kind.value_type):
+            yield inner, pa.large_list(flat)
+    elif pa.types.is_fixed_size_list(kind):
+        for inner, flat in _flat_types(name, kind.value_type):
+            yield inner, pa.list_(pa.field("item", flat), kind.list_size)
+    else:
+        yield name, _WIDE.get(kind, kind)
+
+
+def _flat_arrays(array: pa.Array) -> list[pa.Array]:
+    """Return the arrays that an array becomes, in the order of _flat_types."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _flat_arrays(_stored(array))
+    if pa.types.is_dictionary(kind):
+        return _flat_arrays(array.cast(kind.value_type))
+    if pa.types.is_struct(kind):
+        return [flat for field in array.flatten() for flat in _flat_arrays(field)]
+    if pa.types.is_map(kind):
+        parts = [*_flat_arrays(array.keys), *_flat_arrays(array.items)]
+        return [_as_lists(array, part) for part in parts]
+    if _is_list(kind):
+        if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
+            array = array.cast(pa.large_list(kind.value_field))
+        return [_as_lists(array, part) for part in _flat_arrays(array.values)]
+    if pa.types.is_fixed_size_list(kind):
+        width = kind.list_size
+        values = array.values.slice(array.offset * width, len(array) * width)
+        return [_as_fixed_lists(array, part, width) for part in _flat_arrays(values)]
+    wide = _WIDE.get(kind)
+    return [array if wide is None else array.cast(wide)]
+
+
+def _as_lists(lists: pa.Array, values: pa.Array) -> pa.Array:
+    """Return large lists of other values, where and as long as `lists` has them."""
+    # Of a slice, .offsets are the slice's and .values the whole array's.
+    offsets = lists.offsets.cast(pa.int64())
+    mask = lists.is_null() if lists.null_count else None
+    return pa.LargeListArray.from_arrays(
+        offsets, values, type=pa.large_list(values.type), mask=mask
+    )
+
+
+def _as_fixed_lists(lists: pa.Array, values: pa.Array, width: int) -> pa.Array:
+    """Return fixed-size lists of other values, null where `lists` are."""
+    mask = lists.is_null() if lists.null_count else None
+    kind = pa.list_(pa.field("item", values.type), width)
+    return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
+
+
+def _stored(array: pa.Array) -> pa.Array:
+    """Return what an array of an extension type stores; see _storage_type."""
+    kind, storage = array.type, array.storage
+    if not (isinstance(kind, pa.FixedShapeTensorType) and not kind.permutation):
+        return storage.cast(_storage_type(kind))
+    items = storage.type.list_size
+    nested = storage.values.slice(storage.offset * items, len(storage) * items)
+    for length in reversed(kind.shape[1:]):
+        inner = pa.list_(pa.field("item", nested.type), length)
+        nested = pa.FixedSizeListArray.from_arrays(nested, type=inner)
+    return _as_fixed_lists(storage, nested, kind.shape[0])
+
+
+def _storage_type(kind: pa.BaseExtensionType) -> pa.DataType:
+    """Return what an extension type stores, a tensor of fixed shape as nested lists."""
+    if isinstance(kind, pa.FixedShapeTensorType) and not kind.permutation:
+        nested = kind.value_type
+        for length in reversed(kind.shape):
+            nested = pa.list_(pa.field("item", nested), length)
+        return nested
+    if isinstance(kind, pa.Bool8Type):
+        return pa.bool_()
+    return kind.storage_type
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    tests = (
+        pa.types.is_list,
+        pa.types.is_large_list,
+        pa.types.is_list_view,
+        pa.types.is_large_list_view,
+    )
+    return any(test(kind) for test in tests)
