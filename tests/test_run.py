@@ -18,6 +18,7 @@ from dask_loader.options import DatasetOptions
 from dask_loader.plan.epoch import Epoch, Order
 from dask_loader.plan.position import OrderFacts, Position
 from dask_loader.plan.schedule import walk
+from dask_loader.plan.stage import Stage
 from dask_loader.run import (
     ROWS_PER_STEP,
     Progress,
@@ -66,7 +67,7 @@ def run_of(
 ) -> Run:
     splits = num_splits or auto_num_splits(catalog, options, world)
     return make_run(
-        catalog, options, world, epoch=epoch, num_splits=splits, first=first
+        catalog, options, world, epoch=epoch, stages=(Stage(0, splits),), first=first
     )
 
 
@@ -133,7 +134,7 @@ def test_shuffled_splits_fit_in_memory_limit(
 
 def test_options_and_world_become_a_deal() -> None:
     options = DatasetOptions(batch_size=7, uneven="exact", drop_last=True)
-    deal = make_deal(catalog_of([10, 20]), options, World(1, 3), num_splits=4)
+    deal = make_deal(catalog_of([10, 20]), options, World(1, 3), stage=Stage(0, 4))
     assert (deal.num_rows, deal.num_splits, deal.world_size) == (30, 4, 3)
     assert (deal.batch_size, deal.uneven, deal.drop_last) == (7, "exact", True)
     assert deal.first == 0
@@ -141,7 +142,7 @@ def test_options_and_world_become_a_deal() -> None:
 
 def test_single_rows_are_taken_from_steps_of_1024() -> None:
     options = DatasetOptions(batch_size=None)
-    deal = make_deal(catalog_of([10]), options, ALONE, num_splits=1)
+    deal = make_deal(catalog_of([10]), options, ALONE, stage=Stage(0, 1))
     assert deal.batch_size == ROWS_PER_STEP == 1024
 
 
@@ -193,7 +194,10 @@ def test_the_order_depends_on_these_facts() -> None:
     options = DatasetOptions(shuffle=True, seed=3, shuffle_window="2 MiB")
     prints = catalog.fingerprints()
     facts = OrderFacts(
+        num_files=len(catalog.files),
         files=prints["files"],
+        place=prints["place"],
+        stamps=prints["stamps"],
         columns=prints["columns"],
         filters=prints["filters"],
         num_rows=19,
@@ -234,7 +238,8 @@ def test_a_position_counts_the_rows_of_all_ranks(
         )
         assert run.num_steps == len(rows) - 1
         assert [Progress(run, done).position() for done in range(len(rows))] == [
-            Position(epoch=5, rows=done, num_splits=6, step_rows=8) for done in rows
+            Position(epoch=5, rows=done, stages=(Stage(0, 6),), step_rows=8)
+            for done in rows
         ]
 
 
