@@ -4,6 +4,8 @@
 # `make bench` measures ours beside plain decoding, some minutes; `make bench-peers` all
 # sets and other loaders too, which it installs in .venv-peers: hours, 10 GB.
 PYTHON ?= python3
+# Tests of one file stay together. Each process has threads and processes of its own to check.
+SIDE_BY_SIDE ?= -n 2 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -23,10 +25,10 @@ $(DATA): | $(INSTALLED)
 	$(BIN)/python examples/flights.py $(DATA)
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(INTEGRATIONS)
-	$(BIN)/python -m pytest -m "slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow"
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -158,7 +158,7 @@ def kept_tables(
     all_fixed = all_fixed and all(form.is_fixed for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
-    if not leaves:
+    if not needed:
         yield from origin_tables(task, made, limit)
         return
     first = 0
