@@ -196,6 +196,8 @@ def children() -> Callable[[], set[int]]:
 
 @pytest.fixture(autouse=True)
 def _no_loop_thread_left() -> Iterator[None]:
+    before = set(threading.enumerate())  # a cluster that several files use may be up
     yield
-    names = [t.name for t in threading.enumerate() if t.name.startswith("cluster-")]
+    new = set(threading.enumerate()) - before
+    names = [t.name for t in new if t.name.startswith("cluster-")]
     assert not names, f"left behind: {names}"
