@@ -77,7 +77,7 @@ class Progress:
         deal, done = self.run.deal, self.num_items
         rows = min(deal.first + done * deal.step_rows, deal.num_rows)
         leaves_off = deal.drop_last or deal.uneven == "drop"
-        if leaves_off and done >= self.run.num_steps > 0:
+        if leaves_off and done >= self.run.num_steps:
             rows = deal.num_rows  # what is left off is done too
         return replace(self.begun(), rows=rows)
 

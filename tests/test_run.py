@@ -220,7 +220,7 @@ def test_the_order_depends_on_these_facts() -> None:
         ({}, 3, [3, 11, 19, 25]),
         ({"uneven": "drop"}, 0, [0, 8, 16, 25]),  # the row left off is done, too
         ({"drop_last": True}, 0, [0, 8, 16, 25]),
-        ({"drop_last": True}, 20, [20]),  # fewer ranks may take what is left
+        ({"drop_last": True}, 20, [25]),
     ],
 )
 def test_a_position_counts_the_rows_of_all_ranks(
