@@ -28,7 +28,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(INTEGRATIONS)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow"
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow" --durations 20
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -126,6 +126,8 @@ def matrix(*, spawned: bool = False, other_batches: bool = False) -> Any:
                 continue
             if other_batches and not way.any_step_rows:
                 continue
+            if engine == "cluster" and not spawned and name not in ON_CLUSTER:
+                continue
             quick = engine == "threads" and "2" not in name
             marks = [] if quick else [pytest.mark.slow]
             marks += [pytest.mark.cluster] if engine == "cluster" else []
@@ -133,6 +135,8 @@ def matrix(*, spawned: bool = False, other_batches: bool = False) -> Any:
     return pytest.mark.parametrize(("client", "way"), found, indirect=True)
 
 
+# Where all ways have been tried on the cluster, by every cut, these stand for all.
+ON_CLUSTER = ("dataset", "ours, 2 workers")
 # On the cluster, spawned workers of one loader stand for all.
 NOT_SPAWNED = {("cluster", "torch's, 2 spawned"), ("cluster", "torchdata's, 2 spawned")}
 
