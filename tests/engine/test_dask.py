@@ -417,7 +417,8 @@ def test_a_tls_cluster_serves_the_main_process_and_spawned_dataloader_workers(
         threads_per_worker=1,
         security=security,
         protocol="tls://",
-        dashboard_address=None,
+        # Its default port may be taken, and Dask leaves the socket that tried to garbage.
+        dashboard_address="127.0.0.1:0",
     ) as launched:
         assert launched.scheduler_address.startswith("tls://")
         options = {"batch_size": 100, "shuffle": True, "shuffle_window": 50}

@@ -91,7 +91,7 @@ def test_a_cluster_of_ours_and_its_client_give_the_address(local_cluster):
 @pytest.mark.cluster
 def test_a_cluster_object_of_dasks_gives_the_address():
     with distributed.LocalCluster(
-        n_workers=0, processes=False, dashboard_address=None, protocol="tcp://"
+        n_workers=0, processes=False, dashboard_address="127.0.0.1:0", protocol="tcp://"
     ) as launched:
         assert resolve_client(launched) == Where(launched.scheduler_address, None)
 
