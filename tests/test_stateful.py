@@ -311,6 +311,21 @@ def test_a_damaged_part_is_refused(data: str, part: Any) -> None:
             dataset.load_state_dict(state)
 
 
+@pytest.mark.parametrize("part", [None, {}, {"items": 1}])
+def test_a_damaged_part_of_its_state_is_refused(data: str, part: Any) -> None:
+    state = {**part_state(data), "part": part}
+    with pytest.raises(ResumeError, match=r"the state has part=.*; it is damaged"):
+        from_stateful_dataloader({"dataset_state": state})
+
+
+def test_its_state_without_its_rows_is_refused(data: str) -> None:
+    state = part_state(data)
+    state["part"] = {**state["part"], "batch_size": 30, "num_workers": 1}
+    del state["rows"]
+    with pytest.raises(ResumeError, match=r"workers is damaged: KeyError\('rows'\)"):
+        from_stateful_dataloader({"dataset_state": state})
+
+
 @pytest.mark.parametrize("items", [-1, True, "3", None])
 def test_damaged_items_are_refused(data: str, items: Any) -> None:
     state = part_state(data)

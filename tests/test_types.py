@@ -137,7 +137,7 @@ def described(column: Any) -> str:
 
 
 def make(path: Path, **options: Any) -> ParquetDataset:
-    return ParquetDataset(path, client="threads", **{"batch_size": 64, **options})
+    return ParquetDataset(path, **{"client": "threads", "batch_size": 64, **options})
 
 
 def read(path: Path, **options: Any) -> dict[str, list[Any]]:
@@ -338,6 +338,16 @@ def test_lists_travel_from_workers_and_come_as_single_rows(
             assert isinstance(single["l.x"], np.ndarray)
             assert single["l.x"].tolist() == list(range(i % 4))
             assert single["m.key"] == [str(v) for v in range(i % 4)]
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("way", ["memory", "comm"])
+def test_nested_columns_come_from_a_cluster_as_from_threads(
+    nested: Path, local_cluster: Any, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setenv("DASK_LOADER_HAND_OVER", way)
+    options = {"shuffle": True, "shuffle_window": 50}
+    assert read(nested, client=local_cluster, **options) == read(nested, **options)
 
 
 def test_a_batch_of_lists_outlives_the_dataset_and_is_the_users(nested: Path) -> None:

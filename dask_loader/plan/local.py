@@ -112,7 +112,7 @@ def join_parts(
         ResumeError: They are not those of one run's workers, or of single rows.
     """
     states = list(parts)
-    found = [Part(**state[_PART]) for state in states]
+    found = [_part_of(state) for state in states]
     first = found[0]
     if first.batch_size is None:
         raise ResumeError(
@@ -131,6 +131,23 @@ def join_parts(
             f"{first.num_workers} workers; the state is damaged"
         )
     steps = sum(part.items for part in found) + more_steps
-    rows = whole["rows"] + steps * first.batch_size * first.world_size
-    whole["rows"] = min(rows, whole["num_rows"])
+    try:
+        rows = whole["rows"] + steps * first.batch_size * first.world_size
+        whole["rows"] = min(rows, whole["num_rows"])
+    except (KeyError, TypeError) as error:
+        raise ResumeError(
+            f"the state of the DataLoader workers is damaged: {error!r}"
+        ) from error
     return whole
+
+
+def _part_of(state: Mapping[str, Any]) -> Part:
+    saved = state[_PART]
+    try:
+        part = Part(**saved)
+    except TypeError:
+        part = None
+    numbers = () if part is None else (part.items, part.worker, part.num_workers)
+    if part is None or not all(type(n) is int and n >= 0 for n in numbers):
+        raise ResumeError(f"the state has part={saved!r}; it is damaged")
+    return part
