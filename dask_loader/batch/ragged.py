@@ -15,7 +15,8 @@ class Ragged(NamedTuple):
 
     Attributes:
         values: The elements of all rows, one after the other: a tensor of shape
-            (elements,), a list of str or bytes, or for lists of lists another Ragged.
+            (elements, *element shape), a list of str or bytes, or for lists of lists
+            another Ragged.
         offsets: int64, shape (rows + 1,): row i has elements offsets[i] to
             offsets[i + 1].
     """
@@ -78,6 +79,10 @@ def join_lists(parts: Sequence[Ragged]) -> Ragged:
 def _items(values: pa.Array) -> Any:
     if pa.types.is_large_list(values.type):
         return cut_lists(values)
+    if pa.types.is_fixed_size_list(values.type):
+        width = values.type.list_size
+        inner = _items(values.values.slice(values.offset * width, len(values) * width))
+        return inner.reshape(len(values), width, *inner.shape[1:])
     if pa.types.is_boolean(values.type):
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy())
     if values.type.num_buffers == 2 and pa.types.is_primitive(values.type):

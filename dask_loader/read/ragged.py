@@ -62,9 +62,12 @@ def _leaves(
         return filled.cast(_WIDE.get(filled.type, filled.type)), array.null_count
     flat = flatten(array, form.items)
     out = np.zeros(len(flat.values), dtype=form.items)
-    if flat.null_count and not allowed:
-        return pa.array(out), flat.null_count
-    cast_into(flat.values, out, valid=flat.valid, exact=form.exact)
-    if flat.valid is not None:
-        np.copyto(out, np.array(fill).astype(out.dtype), where=~flat.valid)
-    return pa.array(out), flat.null_count
+    if allowed or not flat.null_count:
+        cast_into(flat.values, out, valid=flat.valid, exact=form.exact)
+        if flat.valid is not None:
+            np.copyto(out, np.array(fill).astype(out.dtype), where=~flat.valid)
+    items = pa.array(out)
+    for length in reversed(form.shape):
+        kind = pa.list_(pa.field("item", items.type), length)
+        items = pa.FixedSizeListArray.from_arrays(items, type=kind)
+    return items, flat.null_count
