@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -47,6 +48,22 @@ class Ragged(NamedTuple):
             self.values, self.offsets
         )
         return nested
+
+
+def nest_each(
+    batches: Generator[dict[str, Any], None, None], names: Collection[str]
+) -> Generator[dict[str, Any], None, None]:
+    """Yield batches with torch.nested tensors in place of some columns.
+
+    The last thing that is done to a batch: pinned memory and copies to a device know
+    plain tensors only.
+    """
+    with closing(batches):
+        for batch in batches:
+            yield {
+                name: column.nested() if name in names else column
+                for name, column in batch.items()
+            }
 
 
 def cut_lists(lists: pa.Array) -> Ragged:

@@ -19,6 +19,21 @@ MAX_INT64_DIGITS = 18
 
 
 @dataclass(frozen=True, slots=True)
+class Padding:
+    """A length for all lists of a column.
+
+    Attributes:
+        length: Elements of each row.
+        fill: Stands after the elements of a shorter list.
+        cut: Whether longer lists lose their ends; else they are an error.
+    """
+
+    length: int
+    fill: int | float | bool
+    cut: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Form:
     """How a column is delivered.
 
@@ -33,6 +48,9 @@ class Form:
         feature: The feature that the column is a part of; "" where it is delivered alone.
         exact: Whether a cast to dtype must keep each integer exactly.
         made: Whether the column is in no file, but made where rows are decoded.
+        pad: Lists of any length that are given one, which shape begins with.
+        nested: Whether lists of any length become a torch.nested tensor.
+        coded: Whether values are delivered as their places in a vocabulary.
     """
 
     name: str
@@ -43,11 +61,19 @@ class Form:
     depth: int = 0
     items: str = ""
     made: bool = False
+    pad: Padding | None = None
+    nested: bool = False
+    coded: bool = False
 
     @property
     def is_fixed(self) -> bool:
         """Whether each row takes the same number of bytes."""
         return bool(self.dtype)
+
+    @property
+    def has_stored_width(self) -> bool:
+        """Whether a row takes row_bytes where it is decoded, too."""
+        return self.is_fixed and self.pad is None and not self.coded
 
     @property
     def number(self) -> str:
