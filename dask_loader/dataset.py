@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.agree import Agreement
 from dask_loader.batch.epochs import Announcement, Start
+from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
@@ -89,6 +90,9 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
         nulls: "error"; "nan", for float columns; or {column: value}.
+        ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
+            where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
+            length). A longer list is an error unless (length, fill, "cut") is given.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -130,6 +134,7 @@ class ParquetDataset(IterableDataset[Any]):
         features: dict[str, list[str]] | None = None,
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
+        ragged: Any = "jagged",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
@@ -157,7 +162,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
-        delivery = check_delivery(features, dtypes)
+        delivery = check_delivery(features, dtypes, ragged)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
         self._announcement: Announcement | None = None
@@ -368,7 +373,7 @@ class ParquetDataset(IterableDataset[Any]):
         pipeline = self._pipeline()
         done = progress.num_items if progress else 0
         if self._options.batch_size is not None:
-            return pipeline.batches(run, replace(turn, done=done))
+            return self.nested(pipeline.batches(run, replace(turn, done=done)))
         steps, rows = divmod(done, ROWS_PER_STEP)
         turn = replace(turn, length=run.rows_turn, done=steps)
         return pipeline.rows(run, turn, skip=rows)
@@ -418,6 +423,13 @@ class ParquetDataset(IterableDataset[Any]):
         With a registry (see Pipeline.batches) they are not for the user.
         """
         return self._pipeline().batches(run, Turn(), registry)
+
+    def nested(
+        self, batches: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        """Make torch.nested tensors of the columns that are to be such."""
+        names = {form.name for form in self._read_options.forms if form.nested}
+        return nest_each(batches, names) if names else batches
 
     def cut(
         self,

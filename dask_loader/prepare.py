@@ -159,6 +159,12 @@ def _growth(catalog: Catalog, delivered: Sequence[Form]) -> float:
     """Return the bytes of delivered rows over those of decoded rows; text left out."""
     before = sum(form.row_bytes for form in catalog.forms)
     after = sum(form.row_bytes for form in delivered)
+    if any(form.pad is not None for form in delivered):
+        # Of how many elements a row has where it is decoded only the row groups tell.
+        rows = catalog.num_rows > 0
+        row_bytes = catalog.num_bytes[rows] / catalog.num_rows[rows]
+        least = float(row_bytes.min(initial=np.inf))
+        return max(1.0, 1 + (after - before) / max(1.0, least))
     if not before:  # all are texts, and what is made comes on top of them
         before = int(catalog.num_bytes.sum()) // max(1, int(catalog.num_rows.sum()))
         after += before

@@ -98,7 +98,8 @@ def bundles(
         share = _MIXED_BYTES * group_rows // max(1, window_rows)
         limit = max(1, min(limit, share))
     for form in options.forms:
-        size = (form.row_bytes or _TEXT_ROW_BYTES) * group_rows
+        unknown = 0 if form.has_stored_width else _TEXT_ROW_BYTES
+        size = max(form.row_bytes, unknown) * group_rows
         if size > room or not found:
             found.append([])
             room = limit
@@ -155,7 +156,7 @@ def kept_tables(
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = len(needed) == len(names) - len(made)
-    all_fixed = all_fixed and all(form.is_fixed for form in forms)
+    all_fixed = all_fixed and all(form.has_stored_width for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
     if not needed:

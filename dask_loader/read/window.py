@@ -25,7 +25,7 @@ from dask_loader.read.pieces import (
     open_slice,
     table_pieces,
 )
-from dask_loader.read.ragged import plain_lists
+from dask_loader.read.ragged import copy_padded, plain_lists
 from dask_loader.read.task import SliceTask, WindowTask
 from dask_loader.transfer.window import Block, WindowData, block_bytes, lay_out
 
@@ -271,7 +271,10 @@ class _Sink:
                 self._refuse(form, chunk.null_count, piece)
             rows = out[at : at + len(chunk)]
             with self._told(form, piece):
-                nulls = copy_fixed(chunk, rows, fill, exact=form.exact)
+                if form.pad is not None:
+                    nulls = copy_padded(chunk, rows, form, fill)
+                else:
+                    nulls = copy_fixed(chunk, rows, fill, exact=form.exact)
             if nulls and not allowed:
                 self._refuse(form, nulls, piece)
             at += len(chunk)
@@ -282,10 +285,12 @@ class _Sink:
         try:
             yield
         except MisfitError as error:
+            way_out = error.way_out or (
+                f"choose another dtype with dtypes={{{form.feature or form.name!r}: ...}}"
+            )
             raise CastError(
                 f"column {form.name!r} is to be delivered as {form.number}, and in "
-                f"{piece.path!r}, row group {piece.row_group}: {error}; choose "
-                f"another dtype with dtypes={{{form.feature or form.name!r}: ...}}",
+                f"{piece.path!r}, row group {piece.row_group}: {error}; {way_out}",
                 path=piece.path,
                 row_group=piece.row_group,
                 column=form.name,
