@@ -174,10 +174,15 @@ def environment(
     kept = {k: v for k, v in environ.items() if not k.startswith("DASK_")}
     folders = [os.path.abspath(p) for p in path if isinstance(p, str)]
     return kept | {
-        "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(_as_json(config)),
+        "DASK_INTERNAL_INHERIT_CONFIG": config_text(config),
         "DASK_LOGGING__DISTRIBUTED": "error",
         "PYTHONPATH": os.pathsep.join(folders),
     }
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Write a Dask configuration as Dask reads it from its environment."""
+    return str(dask.config.serialize(_as_json(config)))
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:
