@@ -32,6 +32,7 @@ _TAIL_LINES = 15
 # As long as Dask's own nannies give a worker to close.
 _CLOSE_S = 4.0
 _POLL_S = 0.05
+_SCHEDULER = "scheduler"
 
 
 class _Child:
@@ -175,9 +176,11 @@ class Agent:
                 os._exit(1)  # the main thread still reads
 
     def _end_in_peace(self) -> None:
-        self._end_children(list(self._children.values()), _CLOSE_S)
-        self._remove()
-        self._say(event="closed")
+        children = list(self._children.values())
+        # A worker that closes says good-bye to its scheduler, which must be there.
+        workers = [child for child in children if child.name != _SCHEDULER]
+        self._end_children(workers, _CLOSE_S)
+        self._end_children(children, _CLOSE_S)
 
     def _end(self) -> None:
         self._closing.set()

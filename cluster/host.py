@@ -26,7 +26,8 @@ _BOOT = (
 _KEPT_LINES = 30
 # Of a lease: how often it is renewed. Three may be lost.
 _BEAT_SHARE = 0.2
-_CLOSE_S = 8.0
+# The agent gives workers 4 s, and then the scheduler.
+_CLOSE_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -169,13 +170,12 @@ class Host:
                     event = json.loads(line)
                 except ValueError:
                     continue
-                if event["event"] == "closed":
-                    self._closed.set()
-                elif event["event"] == "logs":
+                if event["event"] == "logs":
                     if self._logs is not None and not self._logs.done():
                         self._logs.set_result(event["logs"])
                 else:
                     self._on_event(event)
+            await self._process.wait_closed()
         self._closed.set()
         self._on_event({"event": "lost"})
 

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["SshLauncher", "SshSpec"]
 
-# Agents end their processes in 4 s, and are given up after 8.
-_CLOSE_S = 12.0
+# Agents are given up after 10 s, and their connections a second later.
+_CLOSE_S = 14.0
 _LOGS_S = 3.0
 _TAIL_LINES = 10
 

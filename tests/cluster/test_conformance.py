@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import distributed
 import pytest
@@ -23,14 +25,27 @@ Open = Callable[[], Cluster]
 _WORKERS = 2
 
 
-@pytest.fixture(params=["local", "remote"])
-def opened(request: pytest.FixtureRequest, foreign) -> Open:
+@pytest.fixture(
+    scope="session",
+    params=["local", "remote", pytest.param("ssh", marks=pytest.mark.slow)],
+)
+def served(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """A kind, and what has to run for it; begun before each test looks for leaks."""
+    needed = {"remote": "foreign", "ssh": "sshd"}.get(request.param)
+    return request.param, needed and request.getfixturevalue(needed)
+
+
+@pytest.fixture
+def opened(served: tuple[str, Any]) -> Open:
     """A way to open a cluster of two workers, which the test closes."""
+    kind, running = served
 
     def open_one() -> Cluster:
-        if request.param == "local":
+        if kind == "local":
             return cluster.launch("local", workers=_WORKERS)
-        reached = cluster.connect(foreign.address)
+        if kind == "ssh":
+            return cluster.launch("ssh", workers=_WORKERS, **running.options)
+        reached = cluster.connect(running.address)
         reached.wait_for_workers(_WORKERS)
         return reached
 
@@ -39,10 +54,11 @@ def opened(request: pytest.FixtureRequest, foreign) -> Open:
 
 def test_it_says_who_and_where_it_is(opened: Open) -> None:
     with opened() as c:
-        assert c.kind in ("local", "remote")
-        assert c.address.startswith("tcp://127.0.0.1:")
+        assert c.kind in ("local", "remote", "ssh")
+        scheme = "tls" if c.kind == "ssh" else "tcp"
+        assert c.address.startswith(f"{scheme}://127.0.0.1:")
         assert c.scheduler_address == c.address
-        assert c.security is None
+        assert (c.security is None) == (scheme == "tcp")
         assert repr(c).startswith(f"<Cluster {c.kind} {c.address} workers=2")
         assert c._repr_html_().startswith(f"<pre>&lt;Cluster {c.kind} ")
 
@@ -78,13 +94,16 @@ def test_a_client_serves_other_threads(opened: Open) -> None:
 
 def test_the_address_is_reachable_from_another_process(opened: Open) -> None:
     script = (
-        "import distributed, sys\n"
-        "with distributed.Client(sys.argv[1], timeout=30) as client:\n"
+        "import distributed, pickle, sys\n"
+        "security = pickle.loads(bytes.fromhex(sys.stdin.read()))\n"
+        "address = sys.argv[1]\n"
+        "with distributed.Client(address, security=security, timeout=30) as client:\n"
         "    print(client.submit(sum, [1, 2]).result(timeout=30))\n"
     )
     with opened() as c:
         ran = subprocess.run(
             [sys.executable, "-c", script, c.address],
+            input=pickle.dumps(c.security).hex(),
             capture_output=True,
             text=True,
             timeout=60,
@@ -164,7 +183,7 @@ def test_a_wait_needs_a_deadline(opened: Open) -> None:
 
 
 def test_closing_ends_clients_threads_and_own_processes(
-    opened: Open, children: Callable[[], set[int]]
+    opened: Open, children: Callable[[], set[int]], wait_until
 ) -> None:
     before, others = children(), set(threading.enumerate())
     c = opened()
@@ -175,7 +194,8 @@ def test_closing_ends_clients_threads_and_own_processes(
     c.close()
     assert [client.status for client in clients] == ["closed", "closed"]
     assert not any(thread.is_alive() for thread in threads)
-    assert children() == before
+    # Processes of ssh's own end a moment after the last of ours.
+    wait_until(lambda: children() == before, "the end of all processes")
     c.close()
     assert repr(c) == f"<Cluster {c.kind}, closed>"
 
