@@ -395,7 +395,8 @@ class Fleet:
     async def _until_failure(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
         try:
-            await asyncio.wait({task, self._failure}, return_when="FIRST_COMPLETED")
+            waiting: set[asyncio.Future[Any]] = {task, self._failure}
+            await asyncio.wait(waiting, return_when="FIRST_COMPLETED")
             if self._failure.done():
                 self._failure.result()
             task.result()

@@ -143,7 +143,7 @@ class LocalLauncher:
             folder = os.path.abspath(spec.local_directory)
             os.makedirs(folder, exist_ok=True)  # its error says more than a worker's
             options["local_directory"] = folder
-        self._cluster = _KeptCluster(
+        self._cluster = _KeptCluster(  # type: ignore[no-untyped-call]
             asynchronous=True,
             host=_HOST,
             n_workers=spec.workers,
@@ -246,7 +246,7 @@ class _KeptCluster(LocalCluster):
 
     def _update_worker_status(self, op: str, msg: Any) -> None:
         # SpecCluster's own closes it after 15 s, and never starts another.
-        super(SpecCluster, self)._update_worker_status(op, msg)
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
 
 def _reason(error: BaseException | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cluster.errors import SpecError
@@ -19,7 +19,7 @@ class SshSpec(ClusterSpec):
     """Dask on hosts that you can log in to by ssh, without a password.
 
     Attributes:
-        hosts: Names, addresses, or aliases of ~/.ssh/config. The workers are dealt to
+        hosts: Names, addresses, or aliases of ~/.ssh/config; at least one. The workers are dealt to
             them in turn; a host that is there twice gets twice as many.
         workers_per_host: So many on each host; workers is then left alone. 0: workers
             says how many there are in all.
@@ -42,7 +42,7 @@ class SshSpec(ClusterSpec):
         lease_s: Hosts that hear nothing of this program for so long end everything.
     """
 
-    hosts: tuple[str, ...] = ()
+    hosts: Sequence[str] = ()
     workers_per_host: int = 0
     scheduler_host: str | None = None
     scheduler_port: int = 0
@@ -65,14 +65,15 @@ class SshSpec(ClusterSpec):
             SpecError: One of them is of the wrong type or out of range.
         """
         ClusterSpec.__post_init__(self)
-        if isinstance(self.hosts, list):
-            object.__setattr__(self, "hosts", tuple(self.hosts))
-        if not isinstance(self.hosts, tuple) or not self.hosts:
-            raise SpecError(
-                f"hosts={self.hosts!r} must be a list of host names, at least one"
-            )
-        for host in (*self.hosts, self.scheduler_host):
+        if isinstance(self.hosts, str) or not isinstance(self.hosts, list | tuple):
+            raise SpecError(f"hosts={self.hosts!r} must be a list of host names")
+        object.__setattr__(self, "hosts", tuple(self.hosts))
+        if not self.hosts:
+            raise SpecError("hosts=() is empty; name at least one host")
+        for host in self.hosts:
             _check_host(host)
+        if self.scheduler_host is not None:
+            _check_host(self.scheduler_host)
         check_count("workers_per_host", self.workers_per_host, at_least=0)
         if self.workers_per_host and self.workers != 1:
             raise SpecError(
@@ -115,8 +116,6 @@ class SshSpec(ClusterSpec):
 
 
 def _check_host(host: object) -> None:
-    if host is None:
-        return
     if not isinstance(host, str) or not re.fullmatch(r"[A-Za-z0-9_.:%\[\]-]+", host):
         raise SpecError(
             f"host {host!r} is not the name or address of one; user and port go into "

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 _DEADLINE_S = 30.0
@@ -24,6 +25,10 @@ class Sshd:
 
     port: int
     folder: Path
+    pid: int
+
+    def process(self) -> psutil.Process:
+        return psutil.Process(self.pid)
 
     @property
     def options(self) -> dict[str, object]:
@@ -75,7 +80,7 @@ def serve(folder: Path) -> Iterator[Sshd]:
                 assert process.poll() is None, said
                 assert time.monotonic() < deadline, said
                 time.sleep(0.02)  # polling a condition, with a deadline
-        yield Sshd(port, folder)
+        yield Sshd(port, folder, process.pid)
     finally:
         process.kill()
         process.wait(_DEADLINE_S)
