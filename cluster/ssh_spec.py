@@ -19,7 +19,7 @@ class SshSpec(ClusterSpec):
     """Dask on hosts that you can log in to by ssh, without a password.
 
     Attributes:
-        hosts: Names, addresses, or aliases of ~/.ssh/config; at least one. The workers are dealt to
+        hosts: Names, addresses, or aliases of ~/.ssh/config. The workers are dealt to
             them in turn; a host that is there twice gets twice as many.
         workers_per_host: So many on each host; workers is then left alone. 0: workers
             says how many there are in all.
