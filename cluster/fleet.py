@@ -35,9 +35,9 @@ from cluster.worker import config_text
 _SCHEDULER = "scheduler"
 _POLL_S = 0.1
 _PROCESSES = RestartPolicy()
-# A host that reboots is away for minutes.
-_HOSTS = RestartPolicy(first_s=1.0, max_in_a_row=30)
-_REOPEN_S = 30.0
+# A host that reboots is away for minutes; one that is back should not wait for long.
+_HOSTS = RestartPolicy(first_s=1.0, longest_s=8.0, max_in_a_row=60)
+_REOPEN_S = 20.0
 # A worker that runs but has not joined, or joined and was dropped, is stuck.
 _STUCK_S = 60.0
 _WATCH_S = 5.0
@@ -203,10 +203,13 @@ class Fleet:
         host = self._hosts.pop(name, None)
         if host is not None:
             self._spawn(host.close(in_peace=False))
-        for process in [p for p, where in self._running.items() if where == name]:
+        lost = [p for p, where in self._running.items() if where == name]
+        for process in lost:
             del self._running[process]
         if name == self._scheduler_host:
             self._scheduler_down()
+        elif lost and self._up.is_set():
+            self._spawn(self._drop({int(process) for process in lost}))
         delay_s = self._reopens.ended(f"host {name}", now_s=time.monotonic(), why=why)
         if delay_s is not None:
             self._spawn(self._reopen(name, delay_s))
@@ -372,6 +375,17 @@ class Fleet:
                         self._seen_s[name] = now_s
                     elif now_s - self._seen_s[name] > _STUCK_S:
                         self._stop(name, in_peace=False)
+
+    async def _drop(self, names: set[int]) -> None:
+        """Tell the scheduler who is lost, which it would notice after a minute or so."""
+        with contextlib.suppress(OSError, TimeoutError):
+            async with self._asking() as scheduler:
+                workers = (await scheduler.identity())["workers"]
+                for address, worker in workers.items():
+                    if worker["name"] in names:
+                        await scheduler.unregister(
+                            address=address, stimulus_id="cluster-host-lost"
+                        )
 
     async def _forward_dashboard(self) -> None:
         with contextlib.suppress(OSError, TimeoutError):

@@ -7,7 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +41,16 @@ class Sshd:
 
 
 @contextmanager
-def serve(folder: Path) -> Iterator[Sshd]:
-    """Run one until the block ends."""
+def serve(
+    folder: Path, *, address: str = _HOST, inside: Sequence[str] = ()
+) -> Iterator[Sshd]:
+    """Run one until the block ends.
+
+    Args:
+        folder: For its keys and what else it needs.
+        address: Where it listens; at a free port on loopback, else at 2222.
+        inside: Words before its command, such as those of a network namespace.
+    """
     program = shutil.which("sshd", path=os.environ.get("PATH", "") + ":/usr/sbin:/sbin")
     if program is None or shutil.which("ssh-keygen") is None:
         pytest.skip("needs sshd and ssh-keygen (openssh-server)")
@@ -51,14 +59,16 @@ def serve(folder: Path) -> Iterator[Sshd]:
     for name in ("host", "id", "other"):
         command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f"]
         subprocess.run([*command, str(folder / name)], check=True)
-    with socket.socket() as free:
-        free.bind((_HOST, 0))
-        port = free.getsockname()[1]
+    port = 2222
+    if address == _HOST:
+        with socket.socket() as free:
+            free.bind((_HOST, 0))
+            port = free.getsockname()[1]
     for name, key in (("known_hosts", "host"), ("wrong_hosts", "other")):
         words = (folder / f"{key}.pub").read_text().split()
-        (folder / name).write_text(f"[{_HOST}]:{port} {words[0]} {words[1]}\n")
+        (folder / name).write_text(f"[{address}]:{port} {words[0]} {words[1]}\n")
     (folder / "sshd_config").write_text(
-        f"Port {port}\nListenAddress {_HOST}\nHostKey {folder}/host\nPidFile none\n"
+        f"Port {port}\nListenAddress {address}\nHostKey {folder}/host\nPidFile none\n"
         f"AuthorizedKeysFile {folder}/id.pub\nPasswordAuthentication no\n"
         "KbdInteractiveAuthentication no\nUsePAM no\nStrictModes no\n"
         "PermitRootLogin prohibit-password\nMaxStartups 100\n"
@@ -67,19 +77,15 @@ def serve(folder: Path) -> Iterator[Sshd]:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     with (folder / "sshd.log").open("wb") as log:
         process = subprocess.Popen(
-            [program, "-D", "-e", "-f", str(folder / "sshd_config")], stderr=log
+            [*inside, program, "-D", "-e", "-f", str(folder / "sshd_config")],
+            stderr=log,
         )
     try:
         deadline = time.monotonic() + _DEADLINE_S
-        while True:
-            try:
-                socket.create_connection((_HOST, port), 1).close()
-                break
-            except OSError:
-                said = (folder / "sshd.log").read_text()
-                assert process.poll() is None, said
-                assert time.monotonic() < deadline, said
-                time.sleep(0.02)  # polling a condition, with a deadline
+        while "Server listening" not in (said := (folder / "sshd.log").read_text()):
+            assert process.poll() is None, said
+            assert time.monotonic() < deadline, said
+            time.sleep(0.02)  # polling a condition, with a deadline
         yield Sshd(port, folder, process.pid)
     finally:
         process.kill()

@@ -170,7 +170,6 @@ def test_options_reach_the_hosts_and_secrets_stay_out_of_sight(
     assert not private.exists()
 
 
-@pytest.mark.slow
 def test_strangers_are_refused_and_the_cluster_goes_on(sshd: Sshd) -> None:
     with cluster.launch("ssh", workers=1, **sshd.options) as c:
         client = c.client()
@@ -240,8 +239,11 @@ threading.Event().wait()
 """
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize(
+    "how",
+    [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)],
+    ids=["killed", "stopped"],
+)
 def test_a_driver_that_is_gone_or_silent_leaves_nothing(
     sshd: Sshd, wait_until, how: signal.Signals
 ) -> None:
