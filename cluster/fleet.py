@@ -12,27 +12,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
-import os
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-import dask
 from distributed import rpc
 from distributed.security import Security
 
-import cluster.agent
-import cluster.nanny
 from cluster.errors import StartError
 from cluster.host import Host, HostOptions
 from cluster.restarts import RestartPolicy, Restarts
 from cluster.security import Certificates
+from cluster.ssh_commands import (
+    SCHEDULER,
+    connect_keywords,
+    hello,
+    scheduler_arguments,
+    worker_arguments,
+)
 from cluster.ssh_spec import SshSpec
-from cluster.worker import config_text
 
-_SCHEDULER = "scheduler"
 _POLL_S = 0.1
 _PROCESSES = RestartPolicy()
 # A host that reboots is away for minutes; one that is back should not wait for long.
@@ -81,9 +81,7 @@ class Fleet:
         Raises:
             StartError: A host, the scheduler or a worker did not come up.
         """
-        names = list(dict.fromkeys([self._scheduler_host, *self._spec.hosts]))
-        self.stage = f"connecting to {', '.join(names)}"
-        await self._until_failure(asyncio.gather(*map(self._open, names)))
+        await self._until_failure(self._open_all())
         self._check_reach()
         self.stage = f"waiting for the scheduler on {self._scheduler_host}"
         self._start_scheduler()
@@ -129,7 +127,7 @@ class Fleet:
         for answer in answers:
             if isinstance(answer, dict):
                 found.update(answer)
-        wanted = {_SCHEDULER, *map(str, self._slots)}
+        wanted = {SCHEDULER, *map(str, self._slots)}
         return {name: text for name, text in found.items() if name in wanted}
 
     async def close(self) -> None:
@@ -141,15 +139,36 @@ class Fleet:
 
     # Hosts
 
+    async def _open_all(self) -> None:
+        names = list(dict.fromkeys([self._scheduler_host, *self._spec.hosts]))
+
+        async def open_one(name: str) -> None:
+            await self._open(name)
+            missing = [name for name in names if name not in self._hosts]
+            self.stage = f"connecting to {', '.join(missing)}"
+
+        self.stage = f"connecting to {', '.join(names)}"
+        failed: BaseException | None = None
+        try:
+            async with asyncio.TaskGroup() as group:
+                for name in names:
+                    group.create_task(open_one(name))
+        except BaseExceptionGroup as errors:
+            failed = errors.exceptions[0]
+        if failed is not None:
+            raise failed
+
     async def _open(self, name: str) -> None:
         spec = self._spec
         host = Host(
             HostOptions(
                 name=name,
-                connect=_connect_keywords(spec),
+                connect=connect_keywords(spec),
                 python=spec.remote_python or sys.executable,
                 lease_s=float(spec.lease_s),
-                hello=self._hello(name),
+                hello=hello(
+                    spec, self._certificates, serves=name == self._scheduler_host
+                ),
             ),
             lambda event: self._on_event(name, event),
         )
@@ -159,21 +178,6 @@ class Fleet:
             await host.close(in_peace=False)
             raise
         self._hosts[name] = host
-
-    def _hello(self, host: str) -> dict[str, Any]:
-        files = {"nanny.py": Path(cluster.nanny.__file__).read_text()}
-        if self._certificates is not None:
-            roles = ["worker", *([_SCHEDULER] if host == self._scheduler_host else [])]
-            files |= self._certificates.files(*roles)
-        return {
-            "agent": Path(cluster.agent.__file__).read_text(),
-            "files": files,
-            "environment": {
-                "DASK_INTERNAL_INHERIT_CONFIG": config_text(dask.config.global_config),
-                **self._spec.environment,
-            },
-            "lease_s": self._spec.lease_s,
-        }
 
     def _check_reach(self) -> None:
         own = self._hosts[self._scheduler_host]
@@ -234,7 +238,7 @@ class Fleet:
                     lines = (
                         self._hosts[host].last_lines() if host in self._hosts else ""
                     )
-                    self._fail(f"host {host!r}: {why}{lines}")
+                    self._fail(StartError(f"host {host!r}: {why}{lines}", kind="ssh"))
                     return
                 self._host_lost(host, why)
 
@@ -242,11 +246,12 @@ class Fleet:
         name, code, tail = event["name"], event["code"], event["tail"]
         self._running.pop(name, None)
         self._tails[name] = tail
-        is_scheduler = name == _SCHEDULER
-        what = _SCHEDULER if is_scheduler else f"worker {name}"
+        is_scheduler = name == SCHEDULER
+        what = SCHEDULER if is_scheduler else f"worker {name}"
         why = f"it ended on host {host!r} with exit code {code}"
         if not self._started:
-            self._fail(f"{what}: {why}; its last lines:\n{tail}")
+            text = f"{what}: {why}; its last lines:\n{tail}"
+            self._fail(StartError(text, kind="ssh"))
             return
         if is_scheduler:
             self._scheduler_down()
@@ -265,27 +270,22 @@ class Fleet:
     def _scheduler_down(self) -> None:
         self._up.clear()
         for name in list(self._running):
-            if name != _SCHEDULER:
+            if name != SCHEDULER:
                 self._stop(name, in_peace=False)
 
     def _start_scheduler(self) -> None:
         host = self._hosts.get(self._scheduler_host)
-        if host is None or _SCHEDULER in self._running:
+        if host is None or SCHEDULER in self._running:
             return
         spec = self._spec
         port = self.address.rpartition(":")[2] or str(spec.scheduler_port)
-        self._running[_SCHEDULER] = host.name
-        self._processes.began(_SCHEDULER, now_s=time.monotonic())
+        self._running[SCHEDULER] = host.name
+        self._processes.began(SCHEDULER, now_s=time.monotonic())
         host.send(
             op="start",
-            name=_SCHEDULER,
+            name=SCHEDULER,
             address_file="scheduler.json",
-            arguments=[
-                *("--scheduler", "--host", host.address, "--port", port),
-                *("--scheduler-file", "{folder}/scheduler.json", "--no-show"),
-                "--dashboard" if spec.dashboard else "--no-dashboard",
-                *("--dashboard-address", "127.0.0.1:0", *self._tls(_SCHEDULER)),
-            ],
+            arguments=scheduler_arguments(spec, host.address, port),
         )
 
     def _start_workers(self) -> None:
@@ -305,38 +305,8 @@ class Fleet:
         self._running[text] = host.name
         self._seen_s[text] = now_s
         self._processes.began(f"worker {name}", now_s=now_s)
-        host.send(op="start", name=text, arguments=self._worker_arguments(text, host))
-
-    def _worker_arguments(self, name: str, host: Host) -> list[str]:
-        spec = self._spec
-        limit = 0 if spec.memory_limit is None else spec.memory_limit
-        folder = spec.local_directory
-        if folder is None and dask.config.get("temporary-directory", None) is None:
-            folder = "{folder}"  # removed with the rest
-        arguments = [
-            *(self.address, "--host", host.address),
-            *("--no-dashboard", "--dashboard-address", "127.0.0.1:0"),
-            *("--nworkers", "1", "--nthreads", str(spec.threads_per_worker)),
-            *("--name", name, "--memory-limit", str(limit)),
-            *("--death-timeout", f"{spec.start_timeout_s:g}", *self._tls("worker")),
-        ]
-        if folder is not None:
-            arguments += ["--local-directory", os.fspath(folder)]
-        if spec.worker_ports is not None:
-            ports = spec.worker_ports
-            arguments += ["--worker-port", ports, "--nanny-port", ports]
-        for module in dask.config.get("distributed.nanny.preload"):
-            arguments += ["--preload-nanny", module]
-        return arguments
-
-    def _tls(self, role: str) -> list[str]:
-        if self._certificates is None:
-            return ["--protocol", "tcp"]
-        return [
-            *("--protocol", "tls", "--tls-ca-file", "{folder}/ca.pem"),
-            *("--tls-cert", f"{{folder}}/{role}.pem"),
-            *("--tls-key", f"{{folder}}/{role}-key.pem"),
-        ]
+        arguments = worker_arguments(self._spec, self.address, host.address, text)
+        host.send(op="start", name=text, arguments=arguments)
 
     def _add(self, num_workers: int) -> None:
         for _ in range(num_workers):
@@ -371,7 +341,7 @@ class Fleet:
                     there = _names(await scheduler.identity())
                 now_s = time.monotonic()
                 for name in list(self._running):
-                    if name == _SCHEDULER or int(name) in there:
+                    if name == SCHEDULER or int(name) in there:
                         self._seen_s[name] = now_s
                     elif now_s - self._seen_s[name] > _STUCK_S:
                         self._stop(name, in_peace=False)
@@ -417,9 +387,9 @@ class Fleet:
         finally:
             task.cancel()
 
-    def _fail(self, text: str) -> None:
+    def _fail(self, error: Exception) -> None:
         if not self._failure.done():
-            self._failure.set_exception(StartError(text, kind="ssh"))
+            self._failure.set_exception(error)
             self._failure.exception()  # seen: later ones need not wait for it
 
     def _spawn(self, work: Any) -> None:
@@ -439,18 +409,3 @@ def _names(identity: dict[str, Any]) -> set[object]:
 
 def _is_loopback(address: str) -> bool:
     return ipaddress.ip_address(address.partition("%")[0]).is_loopback
-
-
-def _connect_keywords(spec: SshSpec) -> dict[str, Any]:
-    keywords: dict[str, Any] = {}
-    if spec.username is not None:
-        keywords["username"] = spec.username
-    if spec.ssh_port is not None:
-        keywords["port"] = spec.ssh_port
-    if spec.key_file is not None:
-        keywords["client_keys"] = [os.path.expanduser(spec.key_file)]
-    if spec.known_hosts is not None:
-        keywords["known_hosts"] = os.path.expanduser(spec.known_hosts)
-    if not spec.check_host_keys:
-        keywords["known_hosts"] = None
-    return keywords

@@ -87,7 +87,11 @@ class SshLauncher:
         """
         self._loop = LoopThread("cluster-ssh")
         starting = self._loop.submit(self._start(timeout_s))
-        starting.result()
+        try:
+            starting.result()
+        except BaseException:  # Ctrl-C: what has begun must end before close()
+            starting.cancel()
+            raise
         if self._spec.insecure and self._running().is_open_to_the_network():
             warnings.warn(
                 f"the ssh cluster at {self.address} listens to the network in plain tcp, "

@@ -10,6 +10,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -91,6 +92,29 @@ def test_a_worker_that_cannot_start_fails_the_start_at_once(
         said = _refused(sshd, start_timeout_s=600)
     assert "worker 0: it ended on host '127.0.0.1' with exit code 1" in said
     assert "No module named 'no_such_module'" in said
+    wait_until(lambda: not _below(sshd), "the end of all logins")
+
+
+def test_an_interrupted_start_leaves_nothing(sshd: Sshd, wait_until) -> None:
+    def interrupt() -> None:
+        wait_until(lambda: len(_below(sshd)) >= 3, "a login and an agent")
+        signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        cluster.launch("ssh", **sshd.options).close()
+    thread.join()
+    wait_until(lambda: not _below(sshd), "the end of all logins")
+
+
+def test_one_bad_host_of_two_fails_the_start_and_is_named(
+    sshd: Sshd, wait_until
+) -> None:
+    said = _refused(sshd, hosts=["127.0.0.1", "localhost.invalid"])
+    assert said.startswith(
+        "host 'localhost.invalid' cannot be reached by ssh (gaierror"
+    )
     wait_until(lambda: not _below(sshd), "the end of all logins")
 
 
