@@ -64,6 +64,7 @@ class Fleet:
         self._tails: dict[str, str] = {}
         self._processes = Restarts(_PROCESSES)
         self._reopens = Restarts(_HOSTS)
+        self._stuck_s = max(_STUCK_S, spec.start_timeout_s)
         self._up = asyncio.Event()
         self._started = False
         self._closing = False
@@ -97,10 +98,7 @@ class Fleet:
 
     async def scale(self, num_workers: int) -> None:
         """Start more, or end some after what they hold has moved."""
-        for name in self._slots:  # those that were given up get another chance
-            if str(name) not in self._running:
-                self._processes.forget(f"worker {name}")
-                self._start_worker(name)
+        self._revive()
         surplus = len(self._slots) - num_workers
         if surplus <= 0:
             self._add(-surplus)
@@ -116,6 +114,20 @@ class Fleet:
             del self._slots[name]
             self._processes.forget(f"worker {name}")
             self._stop(str(name), in_peace=True)
+
+    def _revive(self) -> None:
+        """Give what was given up another chance: its user may have mended it."""
+        for name in {self._scheduler_host, *self._spec.hosts}:
+            if self._reopens.is_given_up(f"host {name}"):
+                self._reopens.forget(f"host {name}")
+                self._spawn(self._reopen(name, 0.0))
+        if self._processes.is_given_up(SCHEDULER):
+            self._processes.forget(SCHEDULER)
+            self._start_scheduler()
+        for worker in self._slots:
+            if self._processes.is_given_up(f"worker {worker}"):
+                self._processes.forget(f"worker {worker}")
+                self._start_worker(worker)
 
     async def logs(self, num_lines: int) -> dict[str, str]:
         """Return the last lines of all, also of those that ended."""
@@ -296,7 +308,7 @@ class Fleet:
         text = str(name)
         if name not in self._slots or text in self._running or not self._up.is_set():
             return
-        if any(t.startswith(f"worker {name} ") for t in self._processes.given_up):
+        if self._processes.is_given_up(f"worker {name}"):
             return
         host = self._hosts.get(self._spec.hosts[self._slots[name]])
         if host is None:
@@ -343,7 +355,7 @@ class Fleet:
                 for name in list(self._running):
                     if name == SCHEDULER or int(name) in there:
                         self._seen_s[name] = now_s
-                    elif now_s - self._seen_s[name] > _STUCK_S:
+                    elif now_s - self._seen_s[name] > self._stuck_s:
                         self._stop(name, in_peace=False)
 
     async def _drop(self, names: set[int]) -> None:

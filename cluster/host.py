@@ -86,7 +86,8 @@ class Host:
                 keepalive_count_max=3,
                 **options.connect,
             )
-        except (OSError, asyncssh.Error) as error:
+        # A key file that is none is a ValueError of asyncssh's.
+        except (OSError, ValueError, asyncssh.Error) as error:
             raise self._refused(error) from error
         try:
             self._process = await self._connection.create_process(
@@ -204,6 +205,13 @@ class Host:
             return StartError(
                 f"host {name!r} refused the login ({error.reason}); check username= and "
                 "key_file=, and that the public key is in authorized_keys there",
+                kind="ssh",
+            )
+        if isinstance(error, ValueError):
+            return StartError(
+                f"host {name!r}: the key or known_hosts cannot be used "
+                f"({type(error).__name__}: {error}); a key with a passphrase goes into "
+                "ssh-agent",
                 kind="ssh",
             )
         return StartError(

@@ -39,6 +39,10 @@ class Restarts:
         """What is not started again, in words."""
         return tuple(self._given_up.values())
 
+    def is_given_up(self, name: Hashable) -> bool:
+        """Tell whether this one is not started again."""
+        return name in self._given_up
+
     def began(self, name: Hashable, *, now_s: float) -> None:
         """Note a start."""
         self._began[name] = now_s

@@ -155,7 +155,9 @@ def test_a_killed_nanny_is_replaced_with_its_worker(wait_until) -> None:
     with cluster.launch("local") as c:
         client = c.client()
         (nanny,) = client.run(os.getppid).values()
+        worker = psutil.Process(*client.run(os.getpid).values())
         os.kill(nanny, signal.SIGKILL)
+        wait_until(lambda: _has_ended(worker), "the end of its worker")
         assert client.submit(os.getppid).result(timeout=60) != nanny
         assert c.logs().keys() == {"scheduler", "0"}
         c.scale(2)

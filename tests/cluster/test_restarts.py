@@ -37,7 +37,8 @@ def test_what_is_no_longer_wanted_is_forgotten() -> None:
     restarts = Restarts(_POLICY)
     for _ in range(6):
         restarts.ended("a", now_s=0, why="")
-    assert restarts.given_up
+    assert restarts.is_given_up("a")
+    assert not restarts.is_given_up("b")
     restarts.forget("a")
     assert restarts.given_up == ()
     assert restarts.ended("a", now_s=0, why="") == 1

@@ -21,12 +21,13 @@ import psutil
 import pytest
 
 import cluster
-import cluster.ssh
 from cluster import HostKeyError, InsecureWarning, SpecError, StartError
+from cluster.restarts import RestartPolicy
 from cluster.security import make_certificates
 from tests.cluster.sshd import Sshd
 
 pytestmark = pytest.mark.cluster
+fleet = pytest.importorskip("cluster.fleet")  # asyncssh is optional
 
 _ROOT = Path(__file__).parents[2]
 
@@ -55,6 +56,10 @@ def test_a_host_with_another_key_than_known_is_refused_by_name(sshd: Sshd) -> No
 @pytest.mark.parametrize(
     ("options", "text"),
     [
+        (
+            {"key_file": "known_hosts"},
+            r"the key or known_hosts cannot be used \(KeyImportError: .*; a key with a",
+        ),
         ({"key_file": "other"}, "refused the login .*; check username= and key_file="),
         (
             {"ssh_port": 1},
@@ -126,7 +131,7 @@ def test_plain_tcp_is_for_who_asks_for_it(
         with cluster.launch("ssh", workers=0, insecure=True, **sshd.options) as c:
             assert c.address.startswith("tcp://127.0.0.1:")
             assert c.security is None
-    monkeypatch.setattr(cluster.fleet, "_is_loopback", lambda _: False)
+    monkeypatch.setattr(fleet, "_is_loopback", lambda _: False)
     with (
         pytest.warns(InsecureWarning, match="listens to the network in plain tcp, as"),
         cluster.launch("ssh", workers=0, insecure=True, **sshd.options),
@@ -138,7 +143,7 @@ def test_a_host_that_cannot_reach_the_scheduler_is_refused(
     sshd: Sshd, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answers = iter([True, False])
-    monkeypatch.setattr(cluster.fleet, "_is_loopback", lambda _: next(answers))
+    monkeypatch.setattr(fleet, "_is_loopback", lambda _: next(answers))
     text = r"the scheduler's host '127\.0\.0\.1' is .*: one is this machine's loopback"
     assert re.search(text, _refused(sshd, workers=0))
 
@@ -218,36 +223,84 @@ def test_strangers_are_refused_and_the_cluster_goes_on(sshd: Sshd) -> None:
         assert client.submit(sum, [1, 2]).result(timeout=30) == 3
 
 
+def _has_ended(process: psutil.Process) -> bool:
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def _pid_of(client: distributed.Client, of: Callable[[], int]) -> int:
     (pid,) = client.run(of).values()
     return pid
 
 
 @pytest.mark.slow
-def test_what_dies_is_started_again_and_the_address_stays(
-    sshd: Sshd, wait_until
+def test_what_cannot_be_started_again_is_given_up_and_told(
+    sshd: Sshd, tmp_path: Path, wait_until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(
+        cluster.fleet, "_PROCESSES", RestartPolicy(first_s=0.01, max_in_a_row=2)
+    )
+    preload = tmp_path / "preload.py"
+    preload.touch()
+    with (
+        dask.config.set({"distributed.nanny.preload": [str(preload)]}),
+        cluster.launch("ssh", workers=1, **sshd.options) as c,
+    ):
+        nanny = _pid_of(c.client(), os.getppid)
+        preload.write_text("raise RuntimeError('it is broken')")
+        os.kill(nanny, signal.SIGKILL)
+        text = "worker 0 was given up after 3 starts: it ended on host '127.0.0.1' with"
+        wait_until(lambda: text in repr(c), "giving up")
+        assert "it is broken" in c.logs()["0"]
+        with pytest.raises(cluster.WorkersMissingError, match=text):
+            c.wait_for_workers(1, timeout_s=0.2)
+        preload.write_text("")
+        c.scale(1)
+        assert "given up" not in repr(c)
+
+
+@pytest.mark.slow
+def test_what_dies_is_started_again_and_the_address_stays(
+    sshd: Sshd, wait_until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def drop_all(dask_scheduler: distributed.Scheduler) -> None:
+        for address in list(dask_scheduler.workers):
+            await dask_scheduler.remove_worker(address, stimulus_id="test", close=False)
+
+    monkeypatch.setattr(fleet, "_WATCH_S", 0.1)
     with cluster.launch("ssh", workers=1, **sshd.options) as c:
         client, address = c.client(), c.address
         nanny = _pid_of(client, os.getppid)
+        worker = psutil.Process(_pid_of(client, os.getpid))
         os.kill(nanny, signal.SIGKILL)
+        wait_until(lambda: _has_ended(worker), "the end of its worker")
         assert client.submit(os.getppid).result(timeout=60) != nanny
 
+        stuck = psutil.Process(_pid_of(client, os.getpid))
+        stuck.suspend()
+        client.run_on_scheduler(drop_all)  # as it does by itself after minutes
+        with monkeypatch.context() as patience:
+            patience.setattr(c._launcher._fleet, "_stuck_s", 0.0)
+            wait_until(lambda: _has_ended(stuck), "the end of who is stuck")
+        assert client.submit(os.getpid).result(timeout=60) != stuck.pid
+
         scheduler = client.run_on_scheduler(os.getpid)
-        worker = _pid_of(client, os.getpid)
+        worker = psutil.Process(_pid_of(client, os.getpid))
         client.close()
         os.kill(scheduler, signal.SIGKILL)
-        wait_until(lambda: not psutil.pid_exists(worker), "the end of its worker")
+        wait_until(lambda: _has_ended(worker), "the end of its worker")
         wait_until(lambda: "workers=1" in repr(c), "a worker that joined again")
         assert c.address == address
         client = c.client()
         assert client.run_on_scheduler(os.getpid) != scheduler
 
         agent = psutil.Process(client.run_on_scheduler(os.getppid))
-        worker = _pid_of(client, os.getpid)
+        worker = psutil.Process(_pid_of(client, os.getpid))
         client.close()
         agent.kill()  # as if the host had been lost
-        wait_until(lambda: not psutil.pid_exists(worker), "the end of its worker")
+        wait_until(lambda: _has_ended(worker), "the end of its worker")
         wait_until(lambda: "workers=1" in repr(c), "a worker that joined again")
         assert c.address == address
         assert c.client().submit(sum, [1, 2]).result(timeout=60) == 3
@@ -288,7 +341,7 @@ def test_a_driver_that_is_gone_or_silent_leaves_nothing(
         assert private.exists()
         driver.send_signal(how)
         # The suite's own deadline for this is longer than the lease.
-        wait_until(lambda: not any(p.is_running() for p in ours), "the end of all")
+        wait_until(lambda: all(map(_has_ended, ours)), "the end of all")
         wait_until(lambda: not private.exists(), "the end of the certificates")
         driver.kill()
     wait_until(lambda: not _below(sshd), "the end of the logins")
