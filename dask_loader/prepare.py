@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from dask_loader.catalog.cache import open_cache
-from dask_loader.catalog.catalog import Catalog, read_catalog
+from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.layout import Layout, read_layout
 from dask_loader.catalog.provenance import add_provenance
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
@@ -38,6 +39,7 @@ def load_catalog(
     filters: Any,
     nulls: Any,
     delivery: Delivery,
+    layout: Layout = Layout(),
     ahead: Ahead | None = None,
 ) -> tuple[Catalog, ReadOptions]:
     """Read the catalog, check the nulls, and count what the filters keep.
@@ -50,6 +52,7 @@ def load_catalog(
         filters: As the user gave them.
         nulls: As the user gave them.
         delivery: How columns are delivered.
+        layout: How files differ and what directories say.
         ahead: Begins the first windows while the other footers are read, where the order
             lets it. Windows are left in it, also after an error.
 
@@ -69,13 +72,12 @@ def load_catalog(
 
     in_order = not options.shuffle and options.num_splits in (None, 1)
     cache = open_cache(options.footer_cache, os.environ)
-    catalog = read_catalog(
-        found.storage,
-        found.paths,
+    catalog = read_layout(
+        found,
+        layout,
         columns=delivery.columns(columns),
         filters=filters,
         run=engine.map,
-        listed=found.listed,
         cache=cache,
         dtypes=delivery.wanted_dtypes,
         on_front=begin if ahead is not None and in_order and filters is None else None,
@@ -152,6 +154,7 @@ def _read_options(
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
+        fit=catalog.fit,
     )
 
 
@@ -170,11 +173,14 @@ def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
     for form in read_options.forms:
         allowed, _ = read_options.nulls.fill_for(form)
         counts = catalog.null_counts.get(form.name)
-        if allowed or counts is None or not (counts > 0).any():
+        if allowed or counts is None:
             continue
-        group = int(np.argmax(counts > 0))
+        found = (counts > 0) & (catalog.num_kept > 0)
+        if not found.any():
+            continue
+        group = int(np.argmax(found))
         path, row_group = catalog.place(group)
-        total = int(counts[counts > 0].sum())
+        total = int(counts[found].sum())
         error: NullError = null_error(
             form,
             int(counts[group]),

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dask_loader.catalog.adapt import adapt
 from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.filters import (
     filter_columns,
@@ -19,11 +20,13 @@ from dask_loader.catalog.filters import (
     may_prune,
     name_filter,
 )
+from dask_loader.catalog.fit import Fit, agree
 from dask_loader.catalog.flat import filter_schema, flat_schema
 from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
-from dask_loader.catalog.schema import choose_columns, compare_schemas, unpack_schema
+from dask_loader.catalog.keys import Keys, Partitioning, find_keys
+from dask_loader.catalog.schema import choose_columns
 from dask_loader.catalog.storage import Sight, Stamp, Storage
 from dask_loader.errors import SchemaError
 
@@ -54,7 +57,7 @@ class Catalog:
     Attributes:
         storage: Where the files lie.
         files: In the dataset's order.
-        schema: The first file's; all agree with it in the columns that are read.
+        schema: The dataset's columns: the first file's or the user's, and the keys.
         forms: The columns that are delivered, in order, as the files have them.
         expression: The filters, or None.
         filter_text: The filters as text, for fingerprints.
@@ -68,6 +71,11 @@ class Catalog:
             shape, -1 where the footer does not say.
         growth: Bytes of rows as they are delivered over num_bytes, at least 1: wider
             dtypes take more memory, and leave the order as it is.
+        filter_schema: What filters may name.
+        keys: Of the directories, or None.
+        fit: What makes files' columns the dataset's.
+        ruled_out: Files of which the filters keep no row, by their keys alone.
+        skipped: Files that are left out as they cannot be read, and why.
     """
 
     storage: Storage
@@ -84,6 +92,11 @@ class Catalog:
     num_kept: Ints
     null_counts: dict[str, Ints]
     growth: float = 1.0
+    filter_schema: pa.Schema | None = None
+    keys: Keys | None = None
+    fit: Fit = Fit()
+    ruled_out: tuple[int, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -117,8 +130,25 @@ class Catalog:
                 ],
                 "filters": self.filter_text,
             }
+            parts.update(self._fit_parts(parts))
             self._prints.update({name: _hash(part) for name, part in parts.items()})
         return dict(self._prints)
+
+    def _fit_parts(self, parts: dict[str, Any]) -> dict[str, Any]:
+        """Return the facts that files alone do not tell: of keys, and of types."""
+        read = {form.name for form in self.forms}
+        found = {}
+        types = [(n, str(kind)) for n, kind in self.fit.columns if n in read]
+        keys = [n for n, _ in self.fit.keys if n in read or n in self.filter_columns]
+        if types:
+            found["columns"] = [*parts["columns"], types]
+        if self.keys is not None and keys:
+            places = [self.keys.names.index(name) for name in keys]
+            kinds = [(name, str(dict(self.keys.fields)[name])) for name in keys]
+            texts = [self.keys.texts(file.path) for file in self.files]
+            values = [[of_file[place] for place in places] for of_file in texts]
+            found["files"] = [*parts["files"], kinds, values]
+        return found
 
     def place(self, group: int) -> tuple[str, int]:
         """Return the file and index of a row group, for texts."""
@@ -140,6 +170,9 @@ def read_catalog(
     cache: FooterCache | None = None,
     on_front: Callable[[Catalog], None] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    base: str = "",
+    partitioning: Partitioning | None = None,
+    given: pa.Schema | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -158,6 +191,9 @@ def read_catalog(
         on_front: Given the catalog of the first files, where very many footers are to be
             read, before the others are; not where those files disagree.
         dtypes: NumPy dtypes that the user wants columns in, by column.
+        base: The folder below which directories may be keys.
+        partitioning: How directories are keys; None ignores them.
+        given: The user's schema, to which all files are fitted.
 
     Raises:
         ColumnError: A column is not there.
@@ -168,19 +204,31 @@ def read_catalog(
         DataChangedError: A file vanished meanwhile.
     """
     asked = f"{columns!r} {name_filter(filters)}"
+    if given is not None or partitioning is not None:
+        asked += _name_layout(partitioning, given)
     footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
-    nested = footers.first_schema()
+    nested = footers.first_schema() if given is None else given.remove_metadata()
+    origin = paths[0] if given is None else "schema="
+    keys = find_keys(partitioning, base, paths, flat_schema(nested))
     schema, asked_of = flat_schema(nested), filter_schema(nested)
-    names = choose_columns(schema, columns, path=paths[0])
-    expression = make_filter(filters, asked_of, path=paths[0])
+    if keys is not None:
+        schema, asked_of = keys.add_to(schema), keys.add_to(asked_of)
+    told = () if keys is None else keys.names
+    names = choose_columns(schema, columns, path=origin)
+    expression = make_filter(filters, asked_of, path=origin)
+    needed = filter_columns(expression, asked_of)
     query = FooterQuery(
         storage=storage,
         forms=tuple(
             form_of(schema.field(name), path=paths[0], dtype=(dtypes or {}).get(name))
             for name in names
+            if name not in told
         ),
         expression=expression,
-        filter_columns=filter_columns(expression, asked_of),
+        filter_columns=needed,
+        filter_fields=pa.schema([asked_of.field(name) for name in needed]),
+        keys=keys if set(told) & set(needed) else None,
+        may_lack=given is not None,
     )
     prunes = may_prune(filters, asked_of, query.filter_columns)
     query = replace(query, may_prune=prunes)
@@ -189,8 +237,14 @@ def read_catalog(
 
     def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
         packed = table["schema"].to_pylist()
-        read = query.filter_columns
-        _check_schemas(asked_of, packed, first, names, read, columns is None)
+        agreement = agree(
+            asked_of,
+            packed,
+            first,
+            [name for name in (*names, *needed) if name not in told],
+            all_columns=columns is None and given is None,
+            given=given is not None,
+        )
         entries = tuple(
             FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
@@ -200,7 +254,16 @@ def read_catalog(
                 strict=True,
             )
         )
-        return make_catalog(query, schema, entries, table, filter_text=text)
+        made = make_catalog(query, schema, entries, table, filter_text=text)
+        made = replace(made, filter_schema=asked_of)
+        return adapt(
+            made,
+            packed,
+            names=names,
+            agreement=agreement,
+            keys=keys,
+            dtypes=dtypes or {},
+        )
 
     def give_front(table: pa.Table) -> None:
         assert on_front is not None
@@ -211,6 +274,8 @@ def read_catalog(
         on_front(front)
 
     name = repr((taken, text, query.filter_columns, prunes))
+    if query.keys is not None or query.may_lack:
+        name += repr((query.keys, query.filter_fields))
     table = footers.answer(query, name, run, give_front if on_front else None)
     return catalog_of(table, paths)
 
@@ -259,27 +324,11 @@ def make_catalog(
     )
 
 
-def _check_schemas(
-    schema: pa.Schema,
-    packed: Sequence[bytes],
-    paths: Sequence[str],
-    names: Sequence[str],
-    filter_names: Sequence[str],
-    all_columns: bool,
-) -> None:
-    agreed = {packed[0]}  # thousands of files have few different schemas
-    for path, other in zip(paths, packed, strict=True):
-        if other in agreed:
-            continue
-        compare_schemas(
-            schema,
-            filter_schema(unpack_schema(other)),
-            names=dict.fromkeys((*names, *filter_names)),
-            all_columns=all_columns,
-            first_path=paths[0],
-            path=path,
-        )
-        agreed.add(other)
+def _name_layout(partitioning: Partitioning | None, given: pa.Schema | None) -> str:
+    """Return text for what of the layout changes answers; none for the defaults."""
+    if given is None and partitioning == Partitioning():
+        return ""
+    return repr((partitioning, None if given is None else str(given)))
 
 
 def _hash(facts: Any) -> str:

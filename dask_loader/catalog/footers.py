@@ -15,8 +15,10 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.flat import flat_columns
+from dask_loader.catalog.fit import same_pruning
+from dask_loader.catalog.flat import filter_schema, flat_columns
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.keys import Keys
 from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Storage, open_error
 
@@ -53,6 +55,9 @@ class FooterQuery:
         expression: The filters, or None.
         filter_columns: The columns that the filters read.
         may_prune: Whether statistics may rule out row groups.
+        filter_fields: The columns that the filters read, as the dataset has them.
+        keys: Those of directories.
+        may_lack: Whether files may lack columns, which are then null.
     """
 
     storage: Storage
@@ -60,6 +65,9 @@ class FooterQuery:
     expression: pc.Expression | None = None
     filter_columns: tuple[str, ...] = ()
     may_prune: bool = True
+    filter_fields: pa.Schema | None = None
+    keys: Keys | None = None
+    may_lack: bool = False
 
 
 def read_tails(storage: Storage, files: Sequence[tuple[str, int]]) -> Iterator[bytes]:
@@ -138,7 +146,7 @@ def parse_footers(
                     "schema": read.packed,
                     "num_rows": [group.num_rows for group in groups],
                     "num_bytes": _decoded_bytes(row_bytes, loose, read.leaves, groups),
-                    "survives": _survive(query, tail, read.schema, len(groups)),
+                    "survives": _survive(query, path, tail, read.schema, len(groups)),
                 }
                 for name, counts in _null_counts(query.forms, read.leaves, groups):
                     nulls.setdefault(name, {})[row] = counts
@@ -261,6 +269,7 @@ def _decoded_bytes(
     # Fixed-width columns from the schema, text from the encoded size, lists from the number
     # of their elements: never from decoded samples, which would differ between ranks.
     there = [(form, leaves[form.name]) for form in loose if form.name in leaves]
+    row_bytes += _OFFSET_BYTES * (len(loose) - len(there))  # nulls
     return [
         g.num_rows * row_bytes
         + sum(_loose_bytes(form, g.column(leaf), g.num_rows) for form, leaf in there)
@@ -309,12 +318,17 @@ def _null_counts(
 
 
 def _survive(
-    query: FooterQuery, tail: bytes, schema: pa.Schema, num_groups: int
+    query: FooterQuery, path: str, tail: bytes, schema: pa.Schema, num_groups: int
 ) -> list[bool]:
     everything = [True] * num_groups
     if query.expression is None or not query.may_prune:
         return everything
-    fragment = pads.ParquetFileFormat().make_fragment(pa.BufferReader(tail))
+    known, schema, prunes = _known(query, path, schema)
+    if not prunes:
+        return everything
+    fragment = pads.ParquetFileFormat().make_fragment(
+        pa.BufferReader(tail), partition_expression=known
+    )
     try:
         kept = fragment.subset(filter=query.expression, schema=schema)
     except (pa.ArrowException, TypeError, ValueError, KeyError):
@@ -323,3 +337,29 @@ def _survive(
         return everything
     alive = {group.id for group in kept.row_groups}
     return [group in alive for group in range(num_groups)]
+
+
+def _known(
+    query: FooterQuery, path: str, schema: pa.Schema
+) -> tuple[pc.Expression | None, pa.Schema, bool]:
+    """Return what is true of all rows of a file, and whether its statistics can be used.
+
+    Of keys and of columns that it lacks; they are added to the schema. A file whose column
+    has a narrower type than the dataset's may compare otherwise.
+    """
+    known = None
+    if query.keys is not None:
+        known = query.keys.guarantee(path)
+        schema = query.keys.add_to(schema)
+    own = filter_schema(schema)
+    for field in query.filter_fields or ():
+        if query.keys is not None and field.name in query.keys.names:
+            continue
+        count = own.names.count(field.name)
+        if count == 0 and query.may_lack:
+            schema = schema.append(field)
+            null = pc.field(field.name).is_null()
+            known = null if known is None else known & null
+        elif count and not same_pruning(own.field(field.name).type, field.type):
+            return None, schema, False
+    return known, schema, True

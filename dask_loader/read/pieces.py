@@ -13,6 +13,7 @@ from dask_loader.catalog.flat import flatten_table, leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.fit import fitted, rows_alone
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
 
@@ -151,7 +152,8 @@ def kept_tables(
     made = [form for form in forms if form.made]
     places = _leaves_of(file)
     needed = {*(f.name for f in forms if not f.made), *options.filter_columns}
-    wanted = {leaf for name in needed for leaf in places.get(name, ())}
+    told = {name for name, _ in options.fit.keys}
+    wanted = {leaf for name in needed - told for leaf in places.get(name, ())}
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = len(needed) == len(names) - len(made)
@@ -166,6 +168,8 @@ def kept_tables(
     whole = task.stop - task.start == task.group_rows <= limit
     nested = options.filter_columns
     for table in (_whole if whole else _batches)(file, task, leaves, limit, nested):
+        if options.fit:
+            table = fitted(table, task, options.fit, sorted(needed))
         if made:
             first, table = (
                 first + table.num_rows,
@@ -183,11 +187,15 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
         BadFileError: It cannot be decoded.
     """
     places = _leaves_of(file)
-    leaves = [leaf for name in options.filter_columns for leaf in places[name]]
+    names, fit = options.filter_columns, options.fit
+    told = {name for name, _ in fit.keys}
+    wanted = {x for name in names if name not in told for x in places.get(name, ())}
+    leaves = sorted(wanted)
     limit = _piece_rows(file, task.row_group, leaves, 0)
+    tables = _batches(file, task, leaves, limit, names)
     return sum(
-        int(table.filter(options.expression).num_rows)
-        for table in _batches(file, task, leaves, limit, options.filter_columns)
+        int(fitted(table, task, fit, names).filter(options.expression).num_rows)
+        for table in tables
     )
 
 
@@ -206,7 +214,9 @@ def _whole(
     num_rows: int,
     nested: Sequence[str],
 ) -> Iterator[pa.Table]:
-    del num_rows
+    if not leaves:
+        yield from rows_alone(task.group_rows, num_rows)
+        return
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
@@ -223,6 +233,9 @@ def _batches(
     num_rows: int,
     nested: Sequence[str],
 ) -> Iterator[pa.Table]:
+    if not leaves:
+        yield from rows_alone(task.group_rows, num_rows)
+        return
     try:
         for batch in file.reader.iter_batches(
             num_rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from dask_loader.catalog.fit import Fit
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.read.nulls import NullPolicy
@@ -22,6 +23,7 @@ class ReadOptions:
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
+        fit: What makes a file's columns the dataset's.
     """
 
     storage: Storage
@@ -30,6 +32,7 @@ class ReadOptions:
     expression: Any = None
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
+    fit: Fit = Fit()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class SliceTask:
         stop: One past the last.
         digest: Hash of the footer that the catalog read; "" checks nothing.
         file_index: Place of the file in the catalog.
+        keys: What its directories say, as text, in the order of Fit.keys.
     """
 
     path: str
@@ -55,6 +59,7 @@ class SliceTask:
     stop: int
     digest: str = ""
     file_index: int = 0
+    keys: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
