@@ -39,7 +39,7 @@ def load_catalog(
     filters: Any,
     nulls: Any,
     delivery: Delivery,
-    layout: Layout = Layout(),
+    layout: Layout | None = None,
     ahead: Ahead | None = None,
 ) -> tuple[Catalog, ReadOptions]:
     """Read the catalog, check the nulls, and count what the filters keep.
@@ -74,7 +74,7 @@ def load_catalog(
     cache = open_cache(options.footer_cache, os.environ)
     catalog = read_layout(
         found,
-        layout,
+        layout or Layout(),
         columns=delivery.columns(columns),
         filters=filters,
         run=engine.map,

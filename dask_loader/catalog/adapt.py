@@ -120,7 +120,12 @@ def _without_ruled_out(catalog: Catalog, keys: Keys) -> Catalog:
         left = table.filter(catalog.expression).column("").to_numpy()
         stays = np.isin(np.arange(len(paths)), left)
         # Nothing is left to be decided for single rows.
-        catalog = replace(catalog, expression=None, filter_columns=())
+        catalog = replace(
+            catalog,
+            expression=None,
+            filter_columns=(),
+            may_keep=np.ones_like(catalog.may_keep),
+        )
     else:
         alive = _possible(catalog.expression, catalog, keys)
         stays = np.array([path in alive for path in paths], dtype=np.bool_)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ from dask_loader.catalog.gather import Footers, MapFunction
 from dask_loader.catalog.keys import Keys, Partitioning, find_keys
 from dask_loader.catalog.schema import choose_columns
 from dask_loader.catalog.storage import Sight, Stamp, Storage
-from dask_loader.errors import SchemaError
+from dask_loader.errors import ColumnError, ConfigError, SchemaError
 
 Ints = NDArray[np.int64]
 
@@ -74,6 +75,7 @@ class Catalog:
         filter_schema: What filters may name.
         keys: Of the directories, or None.
         fit: What makes files' columns the dataset's.
+        may_keep: Row groups that statistics do not rule out, bool, shape (row groups,).
         ruled_out: Files of which the filters keep no row, by their keys alone.
         skipped: Files that are left out as they cannot be read, and why.
     """
@@ -94,7 +96,8 @@ class Catalog:
     growth: float = 1.0
     filter_schema: pa.Schema | None = None
     keys: Keys | None = None
-    fit: Fit = Fit()
+    fit: Fit = field(default_factory=Fit)
+    may_keep: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))
     ruled_out: tuple[int, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
     # Of the fields above; a copy by replace() has none yet.
@@ -173,6 +176,7 @@ def read_catalog(
     base: str = "",
     partitioning: Partitioning | None = None,
     given: pa.Schema | None = None,
+    widened: Mapping[str, pa.DataType] | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -194,6 +198,7 @@ def read_catalog(
         base: The folder below which directories may be keys.
         partitioning: How directories are keys; None ignores them.
         given: The user's schema, to which all files are fitted.
+        widened: Types of columns that the first file has nothing but nulls of.
 
     Raises:
         ColumnError: A column is not there.
@@ -215,7 +220,34 @@ def read_catalog(
         schema, asked_of = keys.add_to(schema), keys.add_to(asked_of)
     told = () if keys is None else keys.names
     names = choose_columns(schema, columns, path=origin)
-    expression = make_filter(filters, asked_of, path=origin)
+    # What a column of nulls alone in the first file really is, only other files tell.
+    empty = [f.name for f in flat_schema(nested) if pa.types.is_null(f.type)]
+    may_widen = widened is None and given is None and empty != []
+    again = partial(
+        read_catalog,
+        storage,
+        paths,
+        run=run,
+        listed=listed,
+        cache=cache,
+        base=base,
+        partitioning=partitioning,
+    )
+    of_files = asked_of
+    for column, kind in (widened or {}).items():
+        schema, asked_of = (_with_type(s, column, kind) for s in (schema, asked_of))
+    try:
+        expression = make_filter(filters, asked_of, path=origin)
+    except ConfigError as error:
+        if not may_widen or isinstance(error, ColumnError):
+            raise
+        types = again(columns=tuple(empty), filters=None).schema
+        return again(
+            columns=columns,
+            filters=filters,
+            dtypes=dtypes,
+            widened={name: types.field(name).type for name in empty},
+        )
     needed = filter_columns(expression, asked_of)
     query = FooterQuery(
         storage=storage,
@@ -227,7 +259,7 @@ def read_catalog(
         expression=expression,
         filter_columns=needed,
         filter_fields=pa.schema([asked_of.field(name) for name in needed]),
-        keys=keys if set(told) & set(needed) else None,
+        keys=keys,
         may_lack=given is not None,
     )
     prunes = may_prune(filters, asked_of, query.filter_columns)
@@ -238,7 +270,7 @@ def read_catalog(
     def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
         packed = table["schema"].to_pylist()
         agreement = agree(
-            asked_of,
+            of_files,
             packed,
             first,
             [name for name in (*names, *needed) if name not in told],
@@ -274,10 +306,15 @@ def read_catalog(
         on_front(front)
 
     name = repr((taken, text, query.filter_columns, prunes))
-    if query.keys is not None or query.may_lack:
+    if query.keys is not None or query.may_lack or widened:
         name += repr((query.keys, query.filter_fields))
     table = footers.answer(query, name, run, give_front if on_front else None)
-    return catalog_of(table, paths)
+    found = catalog_of(table, paths)
+    told_now = {n: kind for n, kind in found.fit.columns if n in empty}
+    if may_widen and told_now:
+        # Bytes were reckoned for nulls.
+        return again(columns=columns, filters=filters, dtypes=dtypes, widened=told_now)
+    return found
 
 
 def make_catalog(
@@ -319,6 +356,7 @@ def make_catalog(
         num_rows=num_rows,
         num_bytes=_items(footers["num_bytes"]),
         num_kept=num_rows * survives.to_numpy(zero_copy_only=False),
+        may_keep=survives.to_numpy(zero_copy_only=False),
         # The cache may have had other files beside these.
         null_counts={name: found for name, found in nulls.items() if found.any()},
     )
@@ -329,6 +367,13 @@ def _name_layout(partitioning: Partitioning | None, given: pa.Schema | None) -> 
     if given is None and partitioning == Partitioning():
         return ""
     return repr((partitioning, None if given is None else str(given)))
+
+
+def _with_type(schema: pa.Schema, name: str, kind: pa.DataType) -> pa.Schema:
+    place = schema.get_field_index(name)
+    return (
+        schema.set(place, schema.field(place).with_type(kind)) if place >= 0 else schema
+    )
 
 
 def _hash(facts: Any) -> str:

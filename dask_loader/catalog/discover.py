@@ -106,7 +106,12 @@ def _common_folder(folders: list[str]) -> str:
     parts = [folder.split("/") for folder in folders]
     first, last = min(parts), max(parts)
     same = next(
-        (i for i, pair in enumerate(zip(first, last)) if pair[0] != pair[1]), None
+        (
+            i
+            for i, pair in enumerate(zip(first, last, strict=False))
+            if pair[0] != pair[1]
+        ),
+        None,
     )
     return "/".join(first[:same] if same is not None else min(first, last, key=len))
 
@@ -152,12 +157,16 @@ def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]
 def _matching(file_system: Any, pattern: str, listed: dict[str, Sight]) -> list[str]:
     # A dict: "**" matches folders and the files in them.
     found: dict[str, None] = {}
+    spelled = set(pattern.split("/"))
     for name in sorted(file_system.glob(pattern), key=_natural):
-        last = name.rstrip("/").rpartition("/")[2]
+        # What the pattern itself spells is meant, hidden or not.
+        parts = [part for part in name.split("/") if part not in spelled]
+        if _hidden("/".join(parts), ""):
+            continue
         if file_system.isdir(name):
             below = _list(file_system, name, listed)
             found.update((n, None) for n in sorted(below, key=_natural) if _is_data(n))
-        elif not _hidden(last, ""):
+        else:
             found[name] = None
     if not found:
         raise DataNotFoundError(

@@ -193,6 +193,8 @@ def can_become(kind: pa.DataType, target: pa.DataType) -> bool:
         return True
     if pa.types.is_large_list(kind) and pa.types.is_large_list(target):
         return can_become(kind.value_type, target.value_type)
+    if any({kind, target} == {*pair} for pair in _TEXTS):
+        return True
     if pa.types.is_integer(kind):
         return bool(pa.types.is_floating(target) and target.bit_width >= 32)
     if pa.types.is_decimal(kind) and pa.types.is_decimal(target):

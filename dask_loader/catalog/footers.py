@@ -18,9 +18,10 @@ import pyarrow.parquet as pq
 from dask_loader.catalog.fit import same_pruning
 from dask_loader.catalog.flat import filter_schema, flat_columns
 from dask_loader.catalog.forms import Form
-from dask_loader.catalog.keys import Keys
+from dask_loader.catalog.keys import Keys, key_scalar
 from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Storage, open_error
+from dask_loader.errors import SchemaError
 
 # Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
 INT96_UNIT = "us"
@@ -130,6 +131,7 @@ def parse_footers(
 
     Raises:
         BadFileError: One is no Parquet footer.
+        SchemaError: A column contradicts the directory's key of its name.
     """
     columns: dict[str, list[Any]] = {name: [] for name in _FIXED.names}
     nulls: dict[str, dict[int, list[int]]] = {}
@@ -152,6 +154,8 @@ def parse_footers(
                     nulls.setdefault(name, {})[row] = counts
         except Exception as error:  # Arrow has no common class, see open_error
             raise open_error(path, error) from error
+        if query.keys is not None:
+            _check_keys(query.keys, path, tail, read.schema)
         for name, value in found.items():
             columns[name].append(value)
     table = pa.table(columns, schema=_FIXED)
@@ -363,3 +367,30 @@ def _known(
         elif count and not same_pruning(own.field(field.name).type, field.type):
             return None, schema, False
     return known, schema, True
+
+
+def _check_keys(keys: Keys, path: str, tail: bytes, schema: pa.Schema) -> None:
+    """Raise where statistics say that a column has other values than the key of its name.
+
+    The directory's value is delivered, so what a column says otherwise would be lost.
+    """
+    for (name, _), text in zip(keys.fields, keys.texts(path), strict=True):
+        if schema.names.count(name) != 1 or text is None:
+            continue
+        fragment = pads.ParquetFileFormat().make_fragment(pa.BufferReader(tail))
+        try:
+            value = key_scalar(text, schema.field(name).type)
+            kept = fragment.subset(filter=pc.field(name) == value, schema=schema)
+        except (pa.ArrowException, TypeError, ValueError, KeyError):
+            continue  # Arrow cannot say
+        alive = {group.id for group in kept.row_groups}
+        others = [g.id for g in fragment.row_groups if g.num_rows and g.id not in alive]
+        if others:
+            raise SchemaError(
+                f"column {name!r} of {path!r} has other values in row group {others[0]} "
+                f"than the directory, which says {text!r}; correct one of them, or ignore "
+                "directories with partitioning=None",
+                path=path,
+                row_group=others[0],
+                column=name,
+            )

@@ -59,6 +59,8 @@ def rows_alone(num_rows: int, at_most: int) -> Iterator[pa.Table]:
 def _cast(
     column: pa.ChunkedArray, name: str, kind: pa.DataType, task: SliceTask
 ) -> pa.ChunkedArray:
+    if pa.types.is_null(column.type):
+        return pa.chunked_array([pa.nulls(len(column), kind)])
     try:
         return column.cast(kind)
     except pa.ArrowException as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from dask_loader.catalog.fit import Fit
@@ -32,7 +32,7 @@ class ReadOptions:
     expression: Any = None
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
-    fit: Fit = Fit()
+    fit: Fit = field(default_factory=Fit)
 
 
 @dataclass(frozen=True, slots=True)
