@@ -1,4 +1,4 @@
-"""Directories of files as people have them: keys, files that differ, bad and empty files."""
+"""Directories of files as people have them: keys, files that differ, bad files."""
 
 from __future__ import annotations
 
@@ -179,8 +179,7 @@ def test_what_lies_below_the_common_folder_of_a_list_or_glob_counts(hive: Path) 
     assert keys([one / f"hour=0{h}/a.parquet" for h in (1, 2)]) == ["hour"]
     assert keys(str(hive / "day=2026*/*/*.parquet")) == ["day", "hour"]
     assert keys(str(hive / "day=2026-01-01/*/a.parquet")) == ["hour"]
-    # What is hidden stays so below a pattern.
-    assert keys(str(hive / "*/hour=0?/*")[:0] + str(one / "**/*.parquet")) == ["hour"]
+    assert keys(str(one / "**/*.parquet")) == ["hour"]
 
 
 def test_a_pattern_does_not_find_what_is_hidden_unless_it_spells_it(
@@ -205,7 +204,7 @@ def test_a_key_that_is_a_column_too_is_the_directorys_in_the_columns_type(
         {"day": 20455, "x": 2},
     ]
     write(tmp_path / "day=2026-01-03/a.parquet", {"day": day, "x": [3, 4]})
-    with pytest.raises(SchemaError, match="column 'day' of .* has other values") as e:
+    with pytest.raises(SchemaError, match=r"column 'day' of .* has other values") as e:
         made(tmp_path)
     assert "than the directory, which says '2026-01-03'" in str(e.value)
     assert len(rows(tmp_path, partitioning=None)) == 4
@@ -367,7 +366,7 @@ def test_a_given_schema_fills_what_files_lack_and_leaves_out_what_they_have_more
     )
     write(tmp_path / "k=1/1.parquet", {"y": ["a"], "x": pa.array([3], pa.int32())})
     schema = pa.schema({"x": pa.float64(), "y": pa.string(), "l": pa.list_(pa.int32())})
-    with pytest.raises(NullError, match="column 'y' has 2 nulls in .*0.parquet"):
+    with pytest.raises(NullError, match=r"column 'y' has 2 nulls in .*0\.parquet"):
         made(tmp_path, schema=schema, columns=["x", "y"])
     fill = {"schema": schema, "columns": ["x", "y", "k"], "nulls": {"y": ""}}
     assert rows(tmp_path, **fill) == [
@@ -392,7 +391,9 @@ def test_a_given_schema_fills_what_files_lack_and_leaves_out_what_they_have_more
 def test_a_value_that_does_not_fit_the_given_type_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "0.parquet", {"x": [1, 2**60 + 1]})
     with made(path, schema=pa.schema({"x": pa.float64()})) as dataset:
-        with pytest.raises(CastError, match="column 'x' has type int64 in .* and does"):
+        with pytest.raises(
+            CastError, match=r"column 'x' has type int64 in .* and does"
+        ):
             list(dataset)
     assert rows(path, schema=pa.schema({"x": pa.int64()}))[0] == {"x": 1}
 
@@ -440,7 +441,7 @@ def test_bad_files_are_an_error_or_left_out_with_a_warning(tmp_path: Path) -> No
     ):
         assert "left out as they cannot be read: 2 files" in dataset.explain()
     (tmp_path / "1.parquet").write_bytes(b"PAR1")
-    with pytest.raises(BadFileError, match="0.parquet"):
+    with pytest.raises(BadFileError, match=r"0\.parquet"):
         made(tmp_path, on_bad_files="skip")
 
 
@@ -469,7 +470,7 @@ def test_files_and_row_groups_without_rows(
     table = pa.table({"x": [1, 2, 3], "t": ["a", "b", "c"]})
     for k in (1, 2):
         (tmp_path / f"k={k}").mkdir()
-    empty(tmp_path / "k=1/a.parquet", table if empty is _empty_group else table)
+    empty(tmp_path / "k=1/a.parquet", table)
     _no_groups(tmp_path / "k=2/b.parquet", table)
     expected = [1, 2, 3] if empty is _empty_group else []
     for options in (

@@ -262,7 +262,9 @@ def read_catalog(
         keys=keys,
         may_lack=given is not None,
     )
-    prunes = may_prune(filters, asked_of, query.filter_columns)
+    # Where only keys are asked for, no statistics are needed.
+    prunes = set(needed) - set(told) != set()
+    prunes = prunes and may_prune(filters, asked_of, query.filter_columns)
     query = replace(query, may_prune=prunes)
     text = filter_text(filters, expression, asked_of)
     taken = [(form, form.row_bytes) for form in query.forms]

@@ -103,17 +103,14 @@ def _entries(path: Any) -> list[str]:
 
 
 def _common_folder(folders: list[str]) -> str:
-    parts = [folder.split("/") for folder in folders]
-    first, last = min(parts), max(parts)
-    same = next(
-        (
-            i
-            for i, pair in enumerate(zip(first, last, strict=False))
-            if pair[0] != pair[1]
-        ),
-        None,
-    )
-    return "/".join(first[:same] if same is not None else min(first, last, key=len))
+    # What the first and the last in sorting have in common, all have.
+    parts = sorted(folder.split("/") for folder in folders)
+    same: list[str] = []
+    for left, right in zip(parts[0], parts[-1], strict=False):
+        if left != right:
+            break
+        same.append(left)
+    return "/".join(same)
 
 
 def _files(

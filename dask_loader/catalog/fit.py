@@ -162,7 +162,7 @@ def agree(
 
 
 def common_type(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
-    """Return the narrowest type that holds every value of these types; None if none does."""
+    """Return the narrowest type that holds all values of these types, or None."""
     found = {kind for kind in kinds if not pa.types.is_null(kind)}
     if not found:
         return pa.null()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -193,6 +194,13 @@ def footer_digest(storage: Storage, path: str) -> str:
     It holds where each column chunk lies, its sizes and statistics: a file written anew
     hardly ever has the same.
     """
+    if storage.is_local:  # a third of the time, which small files are read in
+        with open(path, "rb", buffering=0) as local:
+            size = local.seek(0, os.SEEK_END)
+            local.seek(size - 8)
+            length = int.from_bytes(local.read(4), "little")
+            local.seek(max(0, size - 8 - length))
+            return hashlib.blake2b(local.read(length), digest_size=16).hexdigest()
     with storage.arrow().open_input_file(path) as file:
         size = file.size()
         length = int.from_bytes(file.read_at(4, size - 8), "little")

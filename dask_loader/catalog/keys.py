@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import lru_cache, reduce
 from operator import and_
 from typing import Any
 from urllib.parse import unquote
@@ -87,7 +87,7 @@ class Keys:
         )
 
     def add_to(self, schema: pa.Schema) -> pa.Schema:
-        """Return a schema with the keys: appended, or in place of columns of their names."""
+        """Return a schema with the keys: appended, or where it has their names."""
         for name, kind in self.fields:
             place = schema.get_field_index(name)
             field = pa.field(name, kind)
@@ -117,8 +117,10 @@ def check_partitioning(partitioning: Any) -> Partitioning | None:
     Raises:
         ConfigError: It is none of these.
     """
-    if partitioning is None or partitioning == "hive":
-        return None if partitioning is None else Partitioning()
+    if partitioning is None:
+        return None
+    if isinstance(partitioning, str) and partitioning == "hive":
+        return Partitioning()
     if isinstance(partitioning, Mapping):
         return Partitioning(types=_types(partitioning.items()))
     if isinstance(partitioning, pads.HivePartitioning | pads.DirectoryPartitioning):
@@ -126,10 +128,10 @@ def check_partitioning(partitioning: Any) -> Partitioning | None:
         types = _types((field.name, field.type) for field in schema)
         by_name = isinstance(partitioning, pads.HivePartitioning)
         return Partitioning(None if by_name else tuple(schema.names), types)
-    is_list = isinstance(partitioning, list | tuple) and partitioning
-    if is_list and all(isinstance(n, str) and n for n in partitioning):
-        if len(set(partitioning)) == len(partitioning):
-            return Partitioning(names=tuple(partitioning))
+    is_list = isinstance(partitioning, list | tuple) and len(partitioning) > 0
+    is_list = is_list and all(isinstance(n, str) and n for n in partitioning)
+    if is_list and len(set(partitioning)) == len(partitioning):
+        return Partitioning(names=tuple(partitioning))
     raise ConfigError(
         f'partitioning={partitioning!r} must be "hive", None to ignore directories, '
         "{key: Arrow type}, a list of different names for directories that hold values "
@@ -198,6 +200,7 @@ def find_keys(
     return replace(keys, types=tuple(types))
 
 
+@lru_cache(maxsize=1024)
 def key_scalar(text: str | None, kind: pa.DataType) -> pa.Scalar:
     """Return a key's value in its type."""
     return pa.scalar(text, pa.string()).cast(kind)

@@ -1,4 +1,4 @@
-"""What the user said of the files' layout: keys, a schema, and what becomes of bad files."""
+"""What the user said of the files: keys, a schema, and what becomes of bad ones."""
 
 from __future__ import annotations
 
@@ -74,16 +74,22 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
     Raises:
         DaskLoaderError: See read_catalog; or no file can be read.
     """
-    read = partial(
-        read_catalog,
-        found.storage,
-        base=found.base,
-        partitioning=layout.partitioning,
-        given=layout.schema,
-        **options,
-    )
+
+    def read(
+        paths: tuple[str, ...], listed: Mapping[str, Sight], **changed: Any
+    ) -> Catalog:
+        return read_catalog(
+            found.storage,
+            paths,
+            listed=listed,
+            base=found.base,
+            partitioning=layout.partitioning,
+            given=layout.schema,
+            **{**options, **changed},
+        )
+
     try:
-        return read(found.paths, listed=found.listed)
+        return read(found.paths, found.listed)
     except BadFileError:
         if not layout.skips_bad_files:
             raise
@@ -96,8 +102,7 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
         p: s for p, s in found.listed.items() if p in {*good}
     }
     # What was begun for the first files may have been of a bad one.
-    read = partial(read, **{**options, "on_front": None})
-    return replace(read(good, listed=listed), skipped=tuple(bad.items()))
+    return replace(read(good, listed, on_front=None), skipped=tuple(bad.items()))
 
 
 def _unreadable(storage: Storage, paths: tuple[str, ...]) -> dict[str, str]:
