@@ -10,6 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -283,9 +284,16 @@ def test_files_that_keys_rule_out_are_not_opened_for_rows(tmp_path: Path) -> Non
 def test_states_tell_the_values_of_keys_apart(tmp_path: Path) -> None:
     for k in (1, 2):
         write(tmp_path / f"k={k}/a.parquet", {"x": [k] * 50})
-    with made(tmp_path) as dataset, made(tmp_path, columns=["x"]) as plain:
+    where = {"columns": ["x"], "filters": [("k", "<", 2)]}
+    with (
+        made(tmp_path) as dataset,
+        made(tmp_path, columns=["x"]) as plain,
+        made(tmp_path, **where) as filtered,
+    ):
         next(iter(dataset))
         next(iter(plain))
+        next(iter(filtered))
+        of_filtered = filtered.state_dict()
         state = json.loads(json.dumps(dataset.state_dict()))
         without = plain.state_dict()
         copy = pickle.loads(pickle.dumps(dataset))
@@ -296,6 +304,10 @@ def test_states_tell_the_values_of_keys_apart(tmp_path: Path) -> None:
         with pytest.raises(ResumeError, match="files"):
             moved.load_state_dict(state)
         plain.load_state_dict(without)  # keys are not read
+    (tmp_path / "k=2").rename(tmp_path / "k=1")
+    (tmp_path / "k=0").rename(tmp_path / "k=2")
+    with made(tmp_path, **where) as moved, pytest.raises(ResumeError, match="files"):
+        moved.load_state_dict(of_filtered)
 
 
 def test_files_of_spark_come_as_arrow_reads_them() -> None:
@@ -516,3 +528,49 @@ def test_a_first_file_of_nulls_takes_the_others_type_and_its_bytes(
     assert len(kept) == 50
     found = rows(tmp_path, columns=["t"], filters=~pc.field("l").is_null())
     assert len(found) == 50
+
+
+def test_a_folder_of_a_remote_file_system_has_keys_too() -> None:
+    system = fsspec.filesystem("memory")
+    for k in ("a", "b%20c"):
+        with system.open(f"/layouts/x=1/k={k}/f.parquet", "wb") as file:
+            pq.write_table(pa.table({"y": [1]}), file)
+    try:
+        assert rows("memory://layouts/x=1") == [
+            {"y": 1, "k": "a"},
+            {"y": 1, "k": "b c"},
+        ]
+        assert set(rows("memory://layouts/*/*/f.parquet")[0]) == {"y", "x", "k"}
+    finally:
+        system.rm("/layouts", recursive=True)
+
+
+@pytest.mark.slow
+def test_ten_thousand_small_files_come_once_each_with_their_keys(
+    tmp_path: Path,
+) -> None:
+    days, of_day = 100, 100
+    for day in range(days):
+        folder = tmp_path / f"data/day={day}"
+        folder.mkdir(parents=True)
+        for number in range(of_day):
+            first = (day * of_day + number) * 2
+            table = pa.table({"id": [first, first + 1]})
+            pq.write_table(table, folder / f"{number}.parquet", compression="none")
+    num_rows = 2 * days * of_day
+    cache = tmp_path / "cache"
+    for footer_cache, shuffle in ((False, True), (cache, False), (cache, True)):
+        options = {"footer_cache": footer_cache, "batch_size": 1000}
+        with made(
+            tmp_path / "data", shuffle=shuffle, shuffle_window=500, **options
+        ) as dataset:
+            batches = list(dataset)
+        ids = torch.cat([batch["id"] for batch in batches])
+        keys = torch.cat([batch["day"] for batch in batches])
+        assert torch.equal(keys, ids // (2 * of_day))
+        assert torch.equal(ids.sort().values, torch.arange(num_rows))
+        assert torch.equal(ids, torch.arange(num_rows)) != shuffle
+    filters = [("day", "in", [7, 70]), ("id", ">=", 10_000)]
+    with made(tmp_path / "data", filters=filters, footer_cache=cache) as dataset:
+        assert dataset.num_rows == 2 * of_day
+        assert {int(day) for batch in dataset for day in batch["day"]} == {70}

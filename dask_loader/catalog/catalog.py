@@ -140,7 +140,7 @@ class Catalog:
     def _fit_parts(self, parts: dict[str, Any]) -> dict[str, Any]:
         """Return the facts that files alone do not tell: of keys, and of types."""
         read = {form.name for form in self.forms}
-        found = {}
+        found: dict[str, Any] = {}
         types = [(n, str(kind)) for n, kind in self.fit.columns if n in read]
         keys = [n for n, _ in self.fit.keys if n in read or n in self.filter_columns]
         if types:
@@ -151,6 +151,8 @@ class Catalog:
             texts = [self.keys.texts(file.path) for file in self.files]
             values = [[of_file[place] for place in places] for of_file in texts]
             found["files"] = [*parts["files"], kinds, values]
+        if self.ruled_out:  # by keys that may be delivered to nobody
+            found["files"] = [*found.get("files", parts["files"]), self.ruled_out]
         return found
 
     def place(self, group: int) -> tuple[str, int]:
