@@ -24,10 +24,6 @@ MAX_NAMED = 10
 _LOOKS = 32
 
 
-class SkippedFilesWarning(UserWarning):
-    """Files were left out, by on_bad_files="skip", as they cannot be read."""
-
-
 @dataclass(frozen=True, slots=True)
 class Layout:
     """The user's choice, checked.
@@ -128,4 +124,4 @@ def _warn(bad: Mapping[str, str], num_files: int) -> None:
         f"{len(bad)} of {num_files} files are left out, as they are no readable Parquet "
         f"(on_bad_files='skip'); how many rows they should have is not known: {named}{more}"
     )
-    warnings.warn(text, SkippedFilesWarning, stacklevel=5)
+    warnings.warn(text, stacklevel=5)
