@@ -17,6 +17,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.agree import Agreement
 from dask_loader.batch.epochs import Announcement, Start
+from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
@@ -36,6 +37,7 @@ from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.prepare import load_catalog
+from dask_loader.read.transform import Function
 from dask_loader.run import ROWS_PER_STEP, Progress, Run
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
@@ -90,6 +92,9 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
         nulls: "error"; "nan", for float columns; or {column: value}.
+        ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
+            where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
+            length). A longer list is an error unless (length, fill, "cut") is given.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -103,6 +108,11 @@ class ParquetDataset(IterableDataset[Any]):
             next start, in a folder of the user's cache folder or in this one; False for
             not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
+        transform: A function that is given a pyarrow.Table with the columns asked for, of
+            some rows that the filters kept, and returns a pyarrow.Table of as many rows,
+            whose columns are delivered. It runs where rows are decoded. What it makes of
+            a row must not depend on other rows. It is tried on the first rows when the
+            dataset is made. See docs/transforms.md.
         storage_options: For fsspec.
         partitioning: Directories below `path` as columns. "hive": "day=2026-01-01" gives
             `day`, an int64 where all values are whole numbers, else text. {key: Arrow
@@ -140,12 +150,14 @@ class ParquetDataset(IterableDataset[Any]):
         features: dict[str, list[str]] | None = None,
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
+        ragged: Any = "jagged",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
         rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
+        transform: Callable[[pa.Table], pa.Table] | None = None,
         storage_options: dict[str, Any] | None = None,
         partitioning: Any = "hive",
         schema: pa.Schema | None = None,
@@ -171,7 +183,8 @@ class ParquetDataset(IterableDataset[Any]):
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
         layout = check_layout(partitioning, schema, on_bad_files)
-        delivery = check_delivery(features, dtypes)
+        delivery = check_delivery(features, dtypes, ragged)
+        function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
         self._announcement: Announcement | None = None
@@ -190,6 +203,7 @@ class ParquetDataset(IterableDataset[Any]):
                 nulls=nulls,
                 delivery=delivery,
                 layout=layout,
+                transform=function,
                 # More ranks' splits begin where the number of all rows says.
                 ahead=ahead if world.world_size == 1 else None,
             )
@@ -211,7 +225,10 @@ class ParquetDataset(IterableDataset[Any]):
     @property
     def schema(self) -> pa.Schema:
         """The delivered columns in Arrow's types, with units and time zones."""
+        transform = self._read_options.transform
         schema = self._catalog.delivered_schema
+        if transform is not None:
+            schema = transform.schema
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
 
     @property
@@ -240,7 +257,14 @@ class ParquetDataset(IterableDataset[Any]):
         """
         run = self._course.plan_next(self.world)
         reader = self._pipeline().engine.name
-        return explain(self._catalog, self._options, run, reader=reader)
+        transform = self._read_options.transform
+        return explain(
+            self._catalog,
+            self._options,
+            run,
+            reader=reader,
+            transform=None if transform is None else transform.description,
+        )
 
     def stats(self) -> dict[str, float]:
         """Return counts and seconds so far in this process; see metrics.LABELS.
@@ -383,7 +407,7 @@ class ParquetDataset(IterableDataset[Any]):
         pipeline = self._pipeline()
         done = progress.num_items if progress else 0
         if self._options.batch_size is not None:
-            return pipeline.batches(run, replace(turn, done=done))
+            return self.nested(pipeline.batches(run, replace(turn, done=done)))
         steps, rows = divmod(done, ROWS_PER_STEP)
         turn = replace(turn, length=run.rows_turn, done=steps)
         return pipeline.rows(run, turn, skip=rows)
@@ -433,6 +457,11 @@ class ParquetDataset(IterableDataset[Any]):
         With a registry (see Pipeline.batches) they are not for the user.
         """
         return self._pipeline().batches(run, Turn(), registry)
+
+    def nested(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
+        """Make torch.nested tensors of the columns that are to be such."""
+        names = {form.name for form in self._read_options.forms if form.nested}
+        return nest_each(batches, names) if names else batches
 
     def cut(
         self,

@@ -164,7 +164,7 @@ class DataLoader(TorchDataLoader[Any]):
             batches = self._parquet.batches_of(run, blocks)
         else:
             batches = self._parquet.cut(run, self._start_workers(run), blocks)
-        batches = self._deliver(batches)
+        batches = self._parquet.nested(self._deliver(batches))
         if self.progress and run.world.rank == 0:
             batches = show_progress(
                 batches,

@@ -571,3 +571,20 @@ def test_ten_thousand_small_files_come_once_each_with_their_keys(
     with made(tmp_path / "data", filters=filters, footer_cache=cache) as dataset:
         assert dataset.num_rows == 2 * of_day
         assert {int(day) for batch in dataset for day in batch["day"]} == {70}
+
+
+def test_a_transform_is_given_keys_and_filled_columns(hive: Path) -> None:
+    schema = pa.schema({"id": pa.int64(), "more": pa.string()})
+
+    def work(table: pa.Table) -> pa.Table:
+        assert table.schema.names == ["more", "hour", "id"]
+        assert table["more"].null_count == table.num_rows
+        return pa.table({"sum": pc.add(table["id"], table["hour"])})
+
+    columns = ["more", "hour", "id"]
+    for filters in (None, [("hour", "=", 2)], [("hour", "=", 2), ("id", "<", 200)]):
+        options = {"schema": schema, "columns": columns, "filters": filters}
+        found = rows(hive, transform=work, shuffle=True, **options)
+        plain = rows(hive, nulls={"more": ""}, **options)
+        expected = [row["id"] + row["hour"] for row in plain]
+        assert sorted(row["sum"] for row in found) == sorted(expected)

@@ -93,6 +93,8 @@ def array(kind: pa.DataType, *, nulls: bool = False) -> pa.Array:
 def plain_type(kind: pa.DataType) -> pa.DataType:
     if pa.types.is_dictionary(kind):
         return kind.value_type
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(plain_type(kind.value_type), kind.list_size)
     if pa.types.is_list(kind):
         return pa.list_(plain_type(kind.value_type))
     return kind

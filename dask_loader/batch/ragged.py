@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import closing
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +16,8 @@ class Ragged(NamedTuple):
 
     Attributes:
         values: The elements of all rows, one after the other: a tensor of shape
-            (elements,), a list of str or bytes, or for lists of lists another Ragged.
+            (elements, *element shape), a list of str or bytes, or for lists of lists
+            another Ragged.
         offsets: int64, shape (rows + 1,): row i has elements offsets[i] to
             offsets[i + 1].
     """
@@ -48,6 +50,22 @@ class Ragged(NamedTuple):
         return nested
 
 
+def nest_each(
+    batches: Generator[dict[str, Any], None, None], names: Collection[str]
+) -> Generator[dict[str, Any], None, None]:
+    """Yield batches with torch.nested tensors in place of some columns.
+
+    The last thing that is done to a batch: pinned memory and copies to a device know
+    plain tensors only.
+    """
+    with closing(batches):
+        for batch in batches:
+            yield {
+                name: column.nested() if name in names else column
+                for name, column in batch.items()
+            }
+
+
 def cut_lists(lists: pa.Array) -> Ragged:
     """Copy large lists, of numbers or texts or lists, out of Arrow's memory."""
     offsets = lists.offsets.to_numpy().astype(np.int64)
@@ -78,6 +96,10 @@ def join_lists(parts: Sequence[Ragged]) -> Ragged:
 def _items(values: pa.Array) -> Any:
     if pa.types.is_large_list(values.type):
         return cut_lists(values)
+    if pa.types.is_fixed_size_list(values.type):
+        width = values.type.list_size
+        inner = _items(values.values.slice(values.offset * width, len(values) * width))
+        return inner.reshape(len(values), width, *inner.shape[1:])
     if pa.types.is_boolean(values.type):
         return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy())
     if values.type.num_buffers == 2 and pa.types.is_primitive(values.type):

@@ -36,6 +36,7 @@ def adapt(
     agreement: Agreement,
     keys: Keys | None,
     dtypes: Mapping[str, str],
+    any_type: bool,
 ) -> Catalog:
     """Return the catalog of the dataset's columns.
 
@@ -47,6 +48,7 @@ def adapt(
         agreement: From agree().
         keys: Of the directories.
         dtypes: NumPy dtypes that the user wants columns in, by column.
+        any_type: Columns need no tensor form.
     """
     schema = _with_types(catalog.schema, agreement)
     fit = Fit(() if keys is None else keys.fields, tuple(agreement.types.items()))
@@ -61,7 +63,12 @@ def adapt(
     for name in names:
         form = old.get(name)
         if name in told or name in agreement.types:
-            form = form_of(schema.field(name), path=path, dtype=dtypes.get(name))
+            form = form_of(
+                schema.field(name),
+                path=path,
+                dtype=dtypes.get(name),
+                any_type=any_type,
+            )
         assert form is not None
         forms.append(form)
         if name in told:

@@ -78,6 +78,7 @@ class Catalog:
         may_keep: Row groups that statistics do not rule out, bool, shape (row groups,).
         ruled_out: Files of which the filters keep no row, by their keys alone.
         skipped: Files that are left out as they cannot be read, and why.
+        made: Names and forms of what a transform makes of the columns, for fingerprints.
     """
 
     storage: Storage
@@ -100,6 +101,7 @@ class Catalog:
     may_keep: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))
     ruled_out: tuple[int, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    made: tuple[Any, ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -130,7 +132,8 @@ class Catalog:
                     (form.name, form.dtype, form.shape)
                     + ((form.depth, form.items) if form.depth else ())
                     for form in self.forms
-                ],
+                ]
+                + list(self.made),
                 "filters": self.filter_text,
             }
             parts.update(self._fit_parts(parts))
@@ -179,6 +182,7 @@ def read_catalog(
     partitioning: Partitioning | None = None,
     given: pa.Schema | None = None,
     widened: Mapping[str, pa.DataType] | None = None,
+    any_type: bool = False,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -201,6 +205,7 @@ def read_catalog(
         partitioning: How directories are keys; None ignores them.
         given: The user's schema, to which all files are fitted.
         widened: Types of columns that the first file has nothing but nulls of.
+        any_type: Columns need no tensor form.
 
     Raises:
         ColumnError: A column is not there.
@@ -234,6 +239,7 @@ def read_catalog(
         cache=cache,
         base=base,
         partitioning=partitioning,
+        any_type=any_type,
     )
     of_files = asked_of
     for column, kind in (widened or {}).items():
@@ -254,7 +260,12 @@ def read_catalog(
     query = FooterQuery(
         storage=storage,
         forms=tuple(
-            form_of(schema.field(name), path=paths[0], dtype=(dtypes or {}).get(name))
+            form_of(
+                schema.field(name),
+                path=paths[0],
+                dtype=(dtypes or {}).get(name),
+                any_type=any_type,
+            )
             for name in names
             if name not in told
         ),
@@ -299,6 +310,7 @@ def read_catalog(
             agreement=agreement,
             keys=keys,
             dtypes=dtypes or {},
+            any_type=any_type,
         )
 
     def give_front(table: pa.Table) -> None:

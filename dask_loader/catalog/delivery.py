@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.lists import Lists, check_fills, check_ragged, shape_lists
 from dask_loader.errors import ColumnError, ConfigError
 
 # Kinds of NumPy dtypes that torch has too.
@@ -23,10 +24,12 @@ class Delivery:
     Attributes:
         features: Name and columns of each feature.
         dtypes: NumPy dtype, as text, of columns and features that are cast.
+        lists: How lists of any length come.
     """
 
     features: tuple[tuple[str, tuple[str, ...]], ...] = ()
     dtypes: tuple[tuple[str, str], ...] = ()
+    lists: Lists = Lists()
 
     @property
     def wanted_dtypes(self) -> dict[str, str]:
@@ -45,12 +48,13 @@ class Delivery:
         return tuple(dict.fromkeys((*chosen, *needed)))
 
 
-def check_delivery(features: Any, dtypes: Any) -> Delivery:
+def check_delivery(features: Any, dtypes: Any, ragged: Any = "jagged") -> Delivery:
     """Check what the user gave for features= and dtypes=.
 
     Args:
         features: {feature: [column, ...]} or None.
         dtypes: {column or feature: torch dtype, NumPy dtype or its name} or None.
+        ragged: See check_ragged.
 
     Raises:
         ConfigError: It is neither, or a dtype is none that torch and NumPy share.
@@ -79,7 +83,7 @@ def check_delivery(features: Any, dtypes: Any) -> Delivery:
             seen[name] = feature
         found.append((feature, tuple(names)))
     casts = tuple((str(name), _dtype(name, t)) for name, t in (dtypes or {}).items())
-    return Delivery(tuple(found), casts)
+    return Delivery(tuple(found), casts, check_ragged(ragged))
 
 
 def deliver(forms: Sequence[Form], delivery: Delivery) -> tuple[Form, ...]:
@@ -96,6 +100,7 @@ def deliver(forms: Sequence[Form], delivery: Delivery) -> tuple[Form, ...]:
         ColumnError: A name is not among the columns, or would be there twice.
         ConfigError: A column cannot be cast or stacked.
     """
+    forms = shape_lists(forms, delivery.lists)
     by_name = {form.name: form for form in forms}
     dtypes = dict(delivery.dtypes)
     member_of = {n: feature for feature, names in delivery.features for n in names}
@@ -138,6 +143,7 @@ def deliver(forms: Sequence[Form], delivery: Delivery) -> tuple[Form, ...]:
         elif form.name not in found:
             members = [by_name[n] for n in dict(delivery.features)[feature]]
             found.update((m.name, m) for m in _stack(feature, members, dtypes))
+    check_fills(list(found.values()))
     return tuple(found.values())
 
 

@@ -1,9 +1,10 @@
 """Columns as they are delivered, out of columns as files nest them. Pure.
 
 A field of a struct is a column "a.b" of its own, with the struct's nulls in it. A map is
-two columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries are
-their values, Arrow's extension types what they store. So each delivered column is a
-number, a text, or (fixed-size) lists of these, and has one leaf in Parquet.
+two columns of lists, "m.key" and "m.value", and so is a list of structs. Dictionaries and
+run-end encoded columns are their values, Arrow's extension types what they store.
+Fixed-size lists of what has no fixed size, text or lists, are lists. So each delivered
+column is a number, a text, or (fixed-size) lists of these, and has one leaf in Parquet.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _WIDE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
 
@@ -108,7 +111,7 @@ def _flat_types(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType
     """Yield names and types of the columns that a type becomes, as its leaves follow."""
     if isinstance(kind, pa.BaseExtensionType):
         yield from _flat_types(name, _storage_type(kind))
-    elif pa.types.is_dictionary(kind):
+    elif pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
         yield from _flat_types(name, kind.value_type)
     elif pa.types.is_struct(kind):
         for field in kind:
@@ -122,7 +125,10 @@ def _flat_types(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType
             yield inner, pa.large_list(flat)
     elif pa.types.is_fixed_size_list(kind):
         for inner, flat in _flat_types(name, kind.value_type):
-            yield inner, pa.list_(pa.field("item", flat), kind.list_size)
+            if _is_loose(flat):
+                yield inner, pa.large_list(flat)
+            else:
+                yield inner, pa.list_(pa.field("item", flat), kind.list_size)
     else:
         yield name, _WIDE.get(kind, kind)
 
@@ -134,6 +140,8 @@ def _flat_arrays(array: pa.Array) -> list[pa.Array]:
         return _flat_arrays(_stored(array))
     if pa.types.is_dictionary(kind):
         return _flat_arrays(array.cast(kind.value_type))
+    if pa.types.is_run_end_encoded(kind):
+        return _flat_arrays(pc.run_end_decode(array))
     if pa.types.is_struct(kind):
         return [flat for field in array.flatten() for flat in _flat_arrays(field)]
     if pa.types.is_map(kind):
@@ -141,12 +149,17 @@ def _flat_arrays(array: pa.Array) -> list[pa.Array]:
         return [_as_lists(array, part) for part in parts]
     if _is_list(kind):
         if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
-            array = array.cast(pa.large_list(kind.value_field))
+            array = _without_views(array)
         return [_as_lists(array, part) for part in _flat_arrays(array.values)]
     if pa.types.is_fixed_size_list(kind):
         width = kind.list_size
         values = array.values.slice(array.offset * width, len(array) * width)
-        return [_as_fixed_lists(array, part, width) for part in _flat_arrays(values)]
+        return [
+            _as_even_lists(array, part, width)
+            if _is_loose(part.type)
+            else _as_fixed_lists(array, part, width)
+            for part in _flat_arrays(values)
+        ]
     wide = _WIDE.get(kind)
     return [array if wide is None else array.cast(wide)]
 
@@ -158,6 +171,26 @@ def _as_lists(lists: pa.Array, values: pa.Array) -> pa.Array:
     mask = lists.is_null() if lists.null_count else None
     return pa.LargeListArray.from_arrays(
         offsets, values, type=pa.large_list(values.type), mask=mask
+    )
+
+
+def _without_views(views: pa.Array) -> pa.Array:
+    """Return list views as large lists; Arrow's cast of large ones is broken (26.0)."""
+    ends = np.zeros(len(views) + 1, dtype=np.int64)
+    lengths = pc.fill_null(pc.list_value_length(views), 0)
+    np.cumsum(lengths.to_numpy(zero_copy_only=False), out=ends[1:])
+    mask = views.is_null() if views.null_count else None
+    kind = pa.large_list(views.type.value_field)
+    values = pc.list_flatten(views)
+    return pa.LargeListArray.from_arrays(pa.array(ends), values, type=kind, mask=mask)
+
+
+def _as_even_lists(lists: pa.Array, values: pa.Array, width: int) -> pa.Array:
+    """Return large lists of `width` values each, null where `lists` are."""
+    mask = lists.is_null() if lists.null_count else None
+    ends = pa.array(np.arange(len(lists) + 1, dtype=np.int64) * width)
+    return pa.LargeListArray.from_arrays(
+        ends, values, type=pa.large_list(values.type), mask=mask
     )
 
 
@@ -191,6 +224,14 @@ def _storage_type(kind: pa.BaseExtensionType) -> pa.DataType:
     if isinstance(kind, pa.Bool8Type):
         return pa.bool_()
     return kind.storage_type
+
+
+def _is_loose(kind: pa.DataType) -> bool:
+    """Whether values of a flat type differ in length."""
+    while pa.types.is_fixed_size_list(kind):
+        kind = kind.value_type
+    tests = (pa.types.is_primitive, pa.types.is_decimal, pa.types.is_null)
+    return not any(test(kind) for test in tests)
 
 
 def _is_list(kind: pa.DataType) -> bool:

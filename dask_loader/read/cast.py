@@ -11,7 +11,15 @@ Numbers = NDArray[np.generic]
 
 
 class MisfitError(ValueError):
-    """A number does not fit a dtype; for the reader, which knows the column and file."""
+    """A value does not fit its form; for the reader, which knows the column and file.
+
+    Attributes:
+        way_out: What to do; None where another dtype is.
+    """
+
+    def __init__(self, text: str, way_out: str | None = None) -> None:
+        super().__init__(text)
+        self.way_out = way_out
 
 
 def cast_into(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.lists import fits
 from dask_loader.errors import ConfigError, NullError
 
 
@@ -108,26 +108,8 @@ def _check_fill(form: Form, value: Any) -> None:
             f"nulls={{{form.name!r}: {value!r}}}: a text column takes text, bytes or None"
         )
     number = isinstance(value, bool | int | float | np.number | np.bool_)
-    fits = number and _fits(value, np.dtype(form.number))
-    if not fits:
+    if not (number and fits(value, np.dtype(form.number))):
         raise ConfigError(
             f"nulls={{{form.name!r}: {value!r}}} does not fit the column's type "
             f"{form.number}; give a value that it can hold exactly"
         )
-
-
-def _fits(value: Any, dtype: np.dtype[Any]) -> bool:
-    number = float(value) if isinstance(value, float | np.floating) else int(value)
-    if dtype.kind == "f":
-        # Digits may be lost, as in any float, but what is finite must stay finite.
-        with np.errstate(over="ignore"):
-            try:
-                stays = bool(np.isfinite(np.array(number).astype(dtype)))
-            except OverflowError:
-                return False
-        return stays or not math.isfinite(number)
-    if not math.isfinite(number) or int(number) != number:
-        return False
-    if dtype.kind == "b":
-        return number in (0, 1)
-    return bool(np.iinfo(dtype).min <= number <= np.iinfo(dtype).max)

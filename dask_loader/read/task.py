@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_loader.catalog.fit import Fit
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.read.nulls import NullPolicy
+
+if TYPE_CHECKING:
+    from dask_loader.read.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,12 +21,14 @@ class ReadOptions:
     Attributes:
         storage: Where the files lie.
         forms: The columns to deliver, in order, as they are delivered: cast, and those of
-            a feature together. With provenance, also those that are made.
+            a feature together. With provenance, also those that are made. With a
+            transform, of what it returns.
         nulls: What becomes of nulls.
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
         fit: What makes a file's columns the dataset's.
+        transform: Makes the columns to deliver of those of the files.
     """
 
     storage: Storage
@@ -33,6 +38,7 @@ class ReadOptions:
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
     fit: Fit = field(default_factory=Fit)
+    transform: Transform | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,11 +21,12 @@ from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
 from dask_loader.read.pieces import (
     DECODING_BYTES,
+    PIECE_BYTES,
     bundles,
     open_slice,
     table_pieces,
 )
-from dask_loader.read.ragged import plain_lists
+from dask_loader.read.ragged import copy_padded, plain_lists
 from dask_loader.read.task import SliceTask, WindowTask
 from dask_loader.transfer.window import Block, WindowData, block_bytes, lay_out
 
@@ -74,6 +75,10 @@ def read_window(
         if order is None:
             for part in parts:
                 sink.put(part)
+        elif task.options.transform is not None:
+            # All columns come together, so none is kept until it is whole.
+            for part in parts:
+                sink.spread(part)
         else:
             sink.mix(bundle, list(parts))
     return sink.finish()
@@ -85,6 +90,9 @@ def scratch_bytes(task: WindowTask) -> int:
     row_bytes = sum(form.row_bytes for form in task.options.forms)
     most = DECODING_BYTES if task.chain is None else CHAIN_BYTES
     decoding = min(most, largest * row_bytes)
+    transform = task.options.transform
+    if transform is not None:  # what it is given, what it returns, and its mixed rows
+        return decoding + min(3 * PIECE_BYTES, 3 * largest * transform.row_bytes)
     if task.key is None:
         return decoding
     found = bundles(
@@ -205,6 +213,15 @@ class _Sink:
             else:
                 self._keep(form, column, piece)
 
+    def spread(self, part: _Part) -> None:
+        """Take a part of a window that is mixed, all columns of some rows."""
+        piece, forms, at, table = part
+        for form, column in zip(forms, table.columns, strict=True):
+            if form.is_fixed:
+                self._scatter(form, column, at, piece)
+            else:
+                self._keep(form, column, piece)
+
     def mix(self, forms: Sequence[Form], parts: Sequence[_Part]) -> None:
         """Take all parts of some columns of a window that is mixed."""
         for index, form in enumerate(forms):
@@ -271,7 +288,10 @@ class _Sink:
                 self._refuse(form, chunk.null_count, piece)
             rows = out[at : at + len(chunk)]
             with self._told(form, piece):
-                nulls = copy_fixed(chunk, rows, fill, exact=form.exact)
+                if form.pad is not None:
+                    nulls = copy_padded(chunk, rows, form, fill)
+                else:
+                    nulls = copy_fixed(chunk, rows, fill, exact=form.exact)
             if nulls and not allowed:
                 self._refuse(form, nulls, piece)
             at += len(chunk)
@@ -282,10 +302,12 @@ class _Sink:
         try:
             yield
         except MisfitError as error:
+            way_out = error.way_out or (
+                f"choose another dtype with dtypes={{{form.feature or form.name!r}: ...}}"
+            )
             raise CastError(
                 f"column {form.name!r} is to be delivered as {form.number}, and in "
-                f"{piece.path!r}, row group {piece.row_group}: {error}; choose "
-                f"another dtype with dtypes={{{form.feature or form.name!r}: ...}}",
+                f"{piece.path!r}, row group {piece.row_group}: {error}; {way_out}",
                 path=piece.path,
                 row_group=piece.row_group,
                 column=form.name,

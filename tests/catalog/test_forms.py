@@ -57,9 +57,6 @@ REFUSED = (
     pa.decimal128(19, 2),
     pa.decimal256(50, 2),
     pa.large_list(pa.decimal128(19, 0)),
-    pa.list_(pa.string(), 2),
-    pa.list_(pa.large_list(pa.int8()), 2),
-    pa.large_list(pa.list_(pa.int8(), 2)),
     pa.month_day_nano_interval(),
 )
 
@@ -94,6 +91,11 @@ def test_decimals_of_any_length_become_floats_where_they_are_asked_for(
     assert dtype == ("int64" if kind.precision == 5 else "float32")
 
 
+def test_elements_of_lists_may_have_a_shape() -> None:
+    kind = pa.large_list(pa.list_(pa.list_(pa.int8(), 2), 3))
+    assert form_of(pa.field("x", kind)) == Form("x", "", (3, 2), depth=1, items="int8")
+
+
 def test_every_other_type_is_refused_by_name_with_a_way_out() -> None:
     for kind in REFUSED:
         with pytest.raises(
@@ -101,7 +103,12 @@ def test_every_other_type_is_refused_by_name_with_a_way_out() -> None:
         ) as caught:
             form_of(pa.field("x", kind), path="/f.parquet")
         assert f"column 'x' has type {kind}" in str(caught.value)
-        assert "leave it out with columns=[...]" in str(caught.value)
+        for way in (
+            "leave it out with columns=[...]",
+            "transform=...",
+            "output_format=",
+        ):
+            assert way in str(caught.value)
         rounds = "round them with dtypes={'x': torch.float64}" in str(caught.value)
         assert rounds == ("decimal" in str(kind))
         assert (caught.value.path, caught.value.column) == ("/f.parquet", "x")
