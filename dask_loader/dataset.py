@@ -17,10 +17,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.agree import Agreement
 from dask_loader.batch.epochs import Announcement, Start
+from dask_loader.batch.formats import arrow_each, numpy_each
 from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
+from dask_loader.catalog.formats import OutputFormat, check_format
 from dask_loader.catalog.layout import check_layout
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
@@ -95,6 +97,9 @@ class ParquetDataset(IterableDataset[Any]):
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
+        output_format: "torch": dicts as above. "numpy": the same with NumPy arrays.
+            "arrow": each batch a pyarrow.Table of columns as files have them, nulls and
+            nested types included; nulls, features, dtypes and ragged do not apply.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -151,6 +156,7 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         ragged: Any = "jagged",
+        output_format: OutputFormat = "torch",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
@@ -178,6 +184,14 @@ class ParquetDataset(IterableDataset[Any]):
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
             provenance=provenance,
+            output_format=check_format(
+                output_format,
+                batch_size=batch_size,
+                features=features,
+                dtypes=dtypes,
+                nulls=None if nulls == "error" else nulls,
+                ragged=None if ragged == "jagged" else ragged,
+            ),
         )
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
@@ -407,7 +421,7 @@ class ParquetDataset(IterableDataset[Any]):
         pipeline = self._pipeline()
         done = progress.num_items if progress else 0
         if self._options.batch_size is not None:
-            return self.nested(pipeline.batches(run, replace(turn, done=done)))
+            return self.formatted(pipeline.batches(run, replace(turn, done=done)))
         steps, rows = divmod(done, ROWS_PER_STEP)
         turn = replace(turn, length=run.rows_turn, done=steps)
         return pipeline.rows(run, turn, skip=rows)
@@ -458,10 +472,21 @@ class ParquetDataset(IterableDataset[Any]):
         """
         return self._pipeline().batches(run, Turn(), registry)
 
-    def nested(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
-        """Make torch.nested tensors of the columns that are to be such."""
+    def formatted(
+        self, batches: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        """Make of batches what the user wants: torch.nested tensors, NumPy or Arrow."""
+        if self._options.output_format == "numpy":
+            return numpy_each(batches)
+        if self._options.output_format == "arrow":
+            return arrow_each(batches, self.schema)
         names = {form.name for form in self._read_options.forms if form.nested}
         return nest_each(batches, names) if names else batches
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """What batches are made of."""
+        return self._options.output_format
 
     def cut(
         self,

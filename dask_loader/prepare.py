@@ -16,6 +16,7 @@ from dask_loader.catalog.cache import open_cache
 from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
+from dask_loader.catalog.formats import whole_forms
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.layout import Layout, read_layout
 from dask_loader.catalog.provenance import add_provenance
@@ -78,6 +79,7 @@ def load_catalog(
         except DaskLoaderError:
             return  # what is wrong is said in its turn, once all footers are read
 
+    own_types = options.output_format == "arrow"
     in_order = not options.shuffle and options.num_splits in (None, 1)
     begins = ahead is not None and in_order and filters is None and transform is None
     cache = open_cache(options.footer_cache, os.environ)
@@ -90,7 +92,8 @@ def load_catalog(
         run=engine.map,
         cache=cache,
         dtypes=delivery.wanted_dtypes if transform is None else None,
-        any_type=transform is not None,
+        any_type=transform is not None or own_types,
+        own_types=own_types,
         on_front=begin if begins else None,
     )
     if transform is not None:
@@ -102,6 +105,7 @@ def load_catalog(
             filter_columns=catalog.filter_columns,
             verify_checksums=options.verify_checksums,
             fit=catalog.fit,
+            own_types=own_types,
         )
         if catalog.expression is not None:
             catalog = with_counted_rows(catalog, plain, engine, cache)
@@ -119,7 +123,8 @@ def load_catalog(
     read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
     catalog = replace(catalog, growth=_growth(catalog, read_options.forms))
     if catalog.expression is None:
-        _check_nulls(catalog, read_options)
+        if not own_types:
+            _check_nulls(catalog, read_options)
     else:
         catalog = with_counted_rows(catalog, read_options, engine, cache)
     return catalog, read_options
@@ -141,6 +146,8 @@ def window_task(
         // int(catalog.num_rows[piece.group])
         for piece in window.slices
     ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
+    if read_options.own_types:
+        texts += window.num_rows * sum(form.row_bytes for form in catalog.forms)
     if read_options.transform is not None:
         texts = window.num_rows * read_options.transform.loose_row_bytes
     # Only a slice larger than a window is cut into several, each a window of its own.
@@ -181,7 +188,9 @@ def _try(
 ) -> Transform:
     """Run a transform on the first rows, where all others will be read."""
     transform = Transform(
-        function=function, inputs=tuple(f.name for f in catalog.forms)
+        function=function,
+        inputs=tuple(f.name for f in catalog.forms),
+        own_types=options.own_types,
     )
     if not isinstance(engine, ThreadsEngine):
         _ = function.payload  # raises
@@ -229,8 +238,12 @@ def _read_options(
     if transform is not None:
         schema, dtypes = transform.schema, delivery.wanted_dtypes
         forms = tuple(_made_form(f, dtypes.get(f.name), transform) for f in schema)
-    forms = deliver(forms, delivery)
-    nulls = make_null_policy(nulls, forms, schema)
+    own_types = options.output_format == "arrow"
+    if own_types:
+        forms, nulls = whole_forms(forms), NullPolicy()
+    else:
+        forms = deliver(forms, delivery)
+        nulls = make_null_policy(nulls, forms, schema)
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
@@ -242,12 +255,13 @@ def _read_options(
         verify_checksums=options.verify_checksums,
         fit=catalog.fit,
         transform=transform,
+        own_types=own_types,
     )
 
 
 def _made_form(field: pa.Field, dtype: str | None, transform: Transform) -> Form:
     try:
-        return form_of(field, dtype=dtype)
+        return form_of(field, dtype=dtype, any_type=transform.own_types)
     except UnsupportedTypeError as error:
         raise UnsupportedTypeError(
             f"{transform.text} makes a column {field.name!r} of type {field.type}, which "

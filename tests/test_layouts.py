@@ -588,3 +588,22 @@ def test_a_transform_is_given_keys_and_filled_columns(hive: Path) -> None:
         plain = rows(hive, nulls={"more": ""}, **options)
         expected = [row["id"] + row["hour"] for row in plain]
         assert sorted(row["sum"] for row in found) == sorted(expected)
+
+
+def test_arrow_tables_have_keys_and_widened_columns_too(tmp_path: Path) -> None:
+    write(tmp_path / "k=1/0.parquet", {"x": pa.array([1], pa.int32()), "l": [[1, 2]]})
+    write(tmp_path / "k=2/1.parquet", {"x": pa.array([2], pa.int64()), "l": [[3]]})
+    with made(tmp_path, output_format="arrow") as dataset:
+        table = pa.Table.from_batches(
+            [b for batch in dataset for b in batch.to_batches()]
+        )
+    assert table.to_pylist() == [
+        {"x": 1, "l": [1, 2], "k": 1},
+        {"x": 2, "l": [3], "k": 2},
+    ]
+    write(tmp_path / "k=2/2.parquet", {"x": pa.array([5], pa.int64())})
+    schema = pa.schema({"x": pa.int64(), "l": pa.list_(pa.int64())})
+    given = {"output_format": "arrow", "schema": schema, "filters": [("k", ">", 1)]}
+    with made(tmp_path, **given) as dataset:
+        found = [row for batch in dataset for row in batch.to_pylist()]
+    assert found == [{"x": 2, "l": [3], "k": 2}, {"x": 5, "l": None, "k": 2}]

@@ -21,8 +21,8 @@ from dask_loader.catalog.filters import (
     may_prune,
     name_filter,
 )
-from dask_loader.catalog.fit import Fit, agree
-from dask_loader.catalog.flat import filter_schema, flat_schema
+from dask_loader.catalog.fit import Fit, agree, both
+from dask_loader.catalog.flat import arrow_schema, filter_schema, flat_schema
 from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
@@ -183,6 +183,7 @@ def read_catalog(
     given: pa.Schema | None = None,
     widened: Mapping[str, pa.DataType] | None = None,
     any_type: bool = False,
+    own_types: bool = False,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -206,6 +207,7 @@ def read_catalog(
         given: The user's schema, to which all files are fitted.
         widened: Types of columns that the first file has nothing but nulls of.
         any_type: Columns need no tensor form.
+        own_types: Columns are delivered as files nest them.
 
     Raises:
         ColumnError: A column is not there.
@@ -215,7 +217,8 @@ def read_catalog(
         SchemaError: Two files disagree.
         DataChangedError: A file vanished meanwhile.
     """
-    asked = f"{columns!r} {name_filter(filters)}"
+    all_columns = columns is None
+    asked = f"{columns!r} {name_filter(filters)}{' own' * own_types}"
     if given is not None or partitioning is not None:
         asked += _name_layout(partitioning, given)
     footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
@@ -223,6 +226,11 @@ def read_catalog(
     origin = paths[0] if given is None else "schema="
     keys = find_keys(partitioning, base, paths, flat_schema(nested))
     schema, asked_of = flat_schema(nested), filter_schema(nested)
+    if own_types:
+        schema = arrow_schema(nested)
+        columns = tuple(nested.names) if columns is None else columns
+        if all_columns and keys is not None:
+            columns = tuple(dict.fromkeys((*columns, *keys.names)))
     if keys is not None:
         schema, asked_of = keys.add_to(schema), keys.add_to(asked_of)
     told = () if keys is None else keys.names
@@ -240,8 +248,9 @@ def read_catalog(
         base=base,
         partitioning=partitioning,
         any_type=any_type,
+        own_types=own_types,
     )
-    of_files = asked_of
+    of_files, own_of_files = asked_of, schema
     for column, kind in (widened or {}).items():
         schema, asked_of = (_with_type(s, column, kind) for s in (schema, asked_of))
     try:
@@ -251,7 +260,7 @@ def read_catalog(
             raise
         types = again(columns=tuple(empty), filters=None).schema
         return again(
-            columns=columns,
+            columns=None if all_columns else columns,
             filters=filters,
             dtypes=dtypes,
             widened={name: types.field(name).type for name in empty},
@@ -288,10 +297,21 @@ def read_catalog(
             of_files,
             packed,
             first,
-            [name for name in (*names, *needed) if name not in told],
-            all_columns=columns is None and given is None,
+            [n for n in (*(() if own_types else names), *needed) if n not in told],
+            all_columns=all_columns and given is None and not own_types,
             given=given is not None,
         )
+        if own_types:
+            own = agree(
+                own_of_files,
+                packed,
+                first,
+                [name for name in names if name not in told],
+                all_columns=all_columns and given is None,
+                given=given is not None,
+                view=arrow_schema,
+            )
+            agreement = both(agreement, own)
         entries = tuple(
             FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
@@ -329,7 +349,8 @@ def read_catalog(
     told_now = {n: kind for n, kind in found.fit.columns if n in empty}
     if may_widen and told_now:
         # Bytes were reckoned for nulls.
-        return again(columns=columns, filters=filters, dtypes=dtypes, widened=told_now)
+        chosen = None if all_columns else columns
+        return again(columns=chosen, filters=filters, dtypes=dtypes, widened=told_now)
     return found
 
 

@@ -7,7 +7,7 @@ is possible: what is lost for some values only is found out when they are read.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -71,6 +71,7 @@ def agree(
     *,
     all_columns: bool,
     given: bool,
+    view: Callable[[pa.Schema], pa.Schema] = filter_schema,
 ) -> Agreement:
     """Find one type for each column that is read.
 
@@ -84,6 +85,7 @@ def agree(
         all_columns: The user asked for all that the files have, so one more is a
             disagreement too.
         given: The schema is the user's: its types stand, columns may be missing.
+        view: Makes what `asked` is of a file's schema.
 
     Raises:
         SchemaError: A column is missing, is one too many, or its types have none in
@@ -99,7 +101,7 @@ def agree(
         if not given and schema == packed[0]:
             found_in = asked
         else:
-            found_in = filter_schema(unpack_schema(schema))
+            found_in = view(unpack_schema(schema))
         lacking = []
         for name in names:
             count = found_in.names.count(name)
@@ -159,6 +161,16 @@ def agree(
             raise _disagreement(name, first, paths[0], f"has type {kind}", path)
         types[name] = common
     return Agreement(types, missing)
+
+
+def both(one: Agreement, other: Agreement) -> Agreement:
+    """Return what two agreements about other columns of the same files say together."""
+    schemas = {**one.missing, **other.missing}
+    missing = {
+        schema: (*one.missing.get(schema, ()), *other.missing.get(schema, ()))
+        for schema in schemas
+    }
+    return Agreement({**one.types, **other.types}, missing)
 
 
 def common_type(kinds: Iterable[pa.DataType]) -> pa.DataType | None:

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.flat import flatten_table, leaves_of
+from dask_loader.catalog.flat import (
+    flatten_table,
+    leaves_of,
+    own_columns,
+    with_own_types,
+)
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
@@ -176,8 +182,10 @@ def kept_tables(
     first = kept = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    nested = options.filter_columns
-    for table in (_whole if whole else _batches)(file, task, leaves, limit, nested):
+    shape = partial(_shape, nested=options.filter_columns)
+    if options.own_types:
+        shape = partial(shape, own=read)
+    for table in (_whole if whole else _batches)(file, task, leaves, limit, shape):
         if options.fit:
             table = fitted(table, task, options.fit, sorted(needed))
         if made:
@@ -187,6 +195,9 @@ def kept_tables(
             )
         if options.expression is not None:
             table = table.filter(options.expression)
+        if options.own_types:
+            made_names = [form.name for form in made]
+            table = own_columns(table, [*read, *made_names])
         if transform is not None and table.num_rows:
             table, kept = _transformed(transform, table, task, made, kept)
         elif transform is not None:
@@ -220,10 +231,10 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     wanted = {x for name in names if name not in told for x in places.get(name, ())}
     leaves = sorted(wanted)
     limit = _piece_rows(file, task.row_group, leaves, 0)
-    tables = _batches(file, task, leaves, limit, names)
+    shape = partial(_shape, nested=names)
     return sum(
         int(fitted(table, task, fit, names).filter(options.expression).num_rows)
-        for table in tables
+        for table in _batches(file, task, leaves, limit, shape)
     )
 
 
@@ -235,12 +246,19 @@ def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
     return found
 
 
+def _shape(
+    table: pa.Table, nested: Sequence[str] = (), own: Sequence[str] = ()
+) -> pa.Table:
+    """Return a table as it was read with the columns that filters and forms name."""
+    return with_own_types(flatten_table(table, nested), table, own)
+
+
 def _whole(
     file: pq.ParquetFile,
     task: SliceTask,
     leaves: Sequence[int],
     num_rows: int,
-    nested: Sequence[str],
+    shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
     if not leaves:
         yield from rows_alone(task.group_rows, num_rows)
@@ -249,7 +267,7 @@ def _whole(
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
-        yield flatten_table(table, nested)
+        yield shape(table)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
@@ -259,7 +277,7 @@ def _batches(
     task: SliceTask,
     leaves: Sequence[int],
     num_rows: int,
-    nested: Sequence[str],
+    shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
     if not leaves:
         yield from rows_alone(task.group_rows, num_rows)
@@ -271,7 +289,7 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield flatten_table(pa.Table.from_batches([batch]), nested)
+            yield shape(pa.Table.from_batches([batch]))
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 

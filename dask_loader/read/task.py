@@ -29,6 +29,7 @@ class ReadOptions:
         verify_checksums: Check the pages' checksums where there are any.
         fit: What makes a file's columns the dataset's.
         transform: Makes the columns to deliver of those of the files.
+        own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
 
     storage: Storage
@@ -39,6 +40,7 @@ class ReadOptions:
     verify_checksums: bool = True
     fit: Fit = field(default_factory=Fit)
     transform: Transform | None = None
+    own_types: bool = False
 
 
 @dataclass(frozen=True, slots=True)
