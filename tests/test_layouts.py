@@ -607,3 +607,15 @@ def test_arrow_tables_have_keys_and_widened_columns_too(tmp_path: Path) -> None:
     with made(tmp_path, **given) as dataset:
         found = [row for batch in dataset for row in batch.to_pylist()]
     assert found == [{"x": 2, "l": [3], "k": 2}, {"x": 5, "l": None, "k": 2}]
+
+
+def test_masks_tell_of_nulls_of_keys_and_of_columns_that_files_lack(hive: Path) -> None:
+    schema = pa.schema({"id": pa.int64(), "more": pa.int8()})
+    options = {"schema": schema, "nulls": "mask", "columns": ["id", "more", "day"]}
+    found = rows(hive, **options)
+    assert not any(row["more__valid"] for row in found)
+    assert [row["day__valid"] for row in found] == [True] * 40 + [False] * 20
+    kept = rows(hive, filters=[("hour", "=", 1), ("id", ">", 205)], **options)
+    assert [(row["id"], row["day__valid"]) for row in kept] == [
+        (number, False) for number in range(210, 220)
+    ]
