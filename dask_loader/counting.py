@@ -78,6 +78,7 @@ def slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTask
         stop,
         file.digest,
         int(catalog.file_index[group]),
+        () if catalog.keys is None else catalog.keys.texts(file.path),
     )
 
 

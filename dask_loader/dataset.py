@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
@@ -23,6 +23,7 @@ from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.formats import OutputFormat, check_format
+from dask_loader.catalog.layout import check_layout
 from dask_loader.catalog.masks import mask_field
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
@@ -123,6 +124,15 @@ class ParquetDataset(IterableDataset[Any]):
             a row must not depend on other rows. It is tried on the first rows when the
             dataset is made. See docs/transforms.md.
         storage_options: For fsspec.
+        partitioning: Directories below `path` as columns. "hive": "day=2026-01-01" gives
+            `day`, an int64 where all values are whole numbers, else text. {key: Arrow
+            type} says types. A list of names for directories that hold values alone. A
+            pyarrow.dataset Hive- or DirectoryPartitioning. None: ignored.
+        schema: The dataset's columns as a pyarrow.Schema, in place of the first file's.
+            Columns that a file lacks are null there, its others are not read, narrower
+            types are widened; see docs/layouts.md.
+        on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
+            with a warning that names them. Decided now, never in an epoch.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -160,6 +170,9 @@ class ParquetDataset(IterableDataset[Any]):
         footer_cache: bool | str | os.PathLike[str] = True,
         transform: Callable[[pa.Table], pa.Table] | None = None,
         storage_options: dict[str, Any] | None = None,
+        partitioning: Any = "hive",
+        schema: pa.Schema | None = None,
+        on_bad_files: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         self._options = DatasetOptions(
@@ -188,6 +201,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
+        layout = check_layout(partitioning, schema, on_bad_files)
         delivery = check_delivery(features, dtypes, ragged)
         function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
@@ -207,6 +221,7 @@ class ParquetDataset(IterableDataset[Any]):
                 filters=filters,
                 nulls=nulls,
                 delivery=delivery,
+                layout=layout,
                 transform=function,
                 # More ranks' splits begin where the number of all rows says.
                 ahead=ahead if world.world_size == 1 else None,

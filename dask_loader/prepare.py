@@ -13,11 +13,12 @@ import numpy as np
 import pyarrow as pa
 
 from dask_loader.catalog.cache import open_cache
-from dask_loader.catalog.catalog import Catalog, read_catalog
+from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.formats import whole_forms
 from dask_loader.catalog.forms import Form, form_of
+from dask_loader.catalog.layout import Layout, read_layout
 from dask_loader.catalog.masks import with_masks
 from dask_loader.catalog.provenance import add_provenance
 from dask_loader.counting import slice_task, with_counted_rows
@@ -46,6 +47,7 @@ def load_catalog(
     filters: Any,
     nulls: Any,
     delivery: Delivery,
+    layout: Layout | None = None,
     transform: Function | None = None,
     ahead: Ahead | None = None,
 ) -> tuple[Catalog, ReadOptions]:
@@ -59,6 +61,7 @@ def load_catalog(
         filters: As the user gave them.
         nulls: As the user gave them.
         delivery: How columns are delivered.
+        layout: How files differ and what directories say.
         transform: What they are made of: the function of the user.
         ahead: Begins the first windows while the other footers are read, where the order
             lets it. Windows are left in it, also after an error.
@@ -81,14 +84,13 @@ def load_catalog(
     in_order = not options.shuffle and options.num_splits in (None, 1)
     begins = ahead is not None and in_order and filters is None and transform is None
     cache = open_cache(options.footer_cache, os.environ)
-    catalog = read_catalog(
-        found.storage,
-        found.paths,
+    catalog = read_layout(
+        found,
+        layout or Layout(),
         # With a transform, features and dtypes are of what it makes.
         columns=delivery.columns(columns) if transform is None else columns,
         filters=filters,
         run=engine.map,
-        listed=found.listed,
         cache=cache,
         dtypes=delivery.wanted_dtypes if transform is None else None,
         any_type=transform is not None or own_types,
@@ -103,6 +105,7 @@ def load_catalog(
             expression=catalog.expression,
             filter_columns=catalog.filter_columns,
             verify_checksums=options.verify_checksums,
+            fit=catalog.fit,
             own_types=own_types,
         )
         if catalog.expression is not None:
@@ -253,6 +256,7 @@ def _read_options(
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
+        fit=catalog.fit,
         transform=transform,
         own_types=own_types,
     )
@@ -307,11 +311,14 @@ def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
     for form in read_options.forms:
         allowed, _ = read_options.nulls.fill_for(form)
         counts = catalog.null_counts.get(form.name)
-        if allowed or counts is None or not (counts > 0).any():
+        if allowed or counts is None:
             continue
-        group = int(np.argmax(counts > 0))
+        found = (counts > 0) & (catalog.num_kept > 0)
+        if not found.any():
+            continue
+        group = int(np.argmax(found))
         path, row_group = catalog.place(group)
-        total = int(counts[counts > 0].sum())
+        total = int(counts[found].sum())
         error: NullError = null_error(
             form,
             int(counts[group]),

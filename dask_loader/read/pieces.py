@@ -19,6 +19,7 @@ from dask_loader.catalog.flat import (
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.fit import fitted, rows_alone
 from dask_loader.read.masks import add_masks
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
@@ -167,7 +168,8 @@ def kept_tables(
     if transform is not None:
         read = list(transform.inputs)
     needed = {*read, *options.filter_columns}
-    wanted = {leaf for name in needed for leaf in places.get(name, ())}
+    told = {name for name, _ in options.fit.keys}
+    wanted = {leaf for name in needed - told for leaf in places.get(name, ())}
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = needed == set(read) and transform is None
@@ -186,6 +188,8 @@ def kept_tables(
     if options.own_types:
         shape = partial(shape, own=read)
     for table in (_whole if whole else _batches)(file, task, leaves, limit, shape):
+        if options.fit:
+            table = fitted(table, task, options.fit, sorted(needed))
         if made:
             first, table = (
                 first + table.num_rows,
@@ -224,11 +228,14 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
         BadFileError: It cannot be decoded.
     """
     places = _leaves_of(file)
-    leaves = [leaf for name in options.filter_columns for leaf in places[name]]
+    names, fit = options.filter_columns, options.fit
+    told = {name for name, _ in fit.keys}
+    wanted = {x for name in names if name not in told for x in places.get(name, ())}
+    leaves = sorted(wanted)
     limit = _piece_rows(file, task.row_group, leaves, 0)
-    shape = partial(_shape, nested=options.filter_columns)
+    shape = partial(_shape, nested=names)
     return sum(
-        int(table.filter(options.expression).num_rows)
+        int(fitted(table, task, fit, names).filter(options.expression).num_rows)
         for table in _batches(file, task, leaves, limit, shape)
     )
 
@@ -255,7 +262,9 @@ def _whole(
     num_rows: int,
     shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
-    del num_rows
+    if not leaves:
+        yield from rows_alone(task.group_rows, num_rows)
+        return
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
@@ -272,6 +281,9 @@ def _batches(
     num_rows: int,
     shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
+    if not leaves:
+        yield from rows_alone(task.group_rows, num_rows)
+        return
     try:
         for batch in file.reader.iter_batches(
             num_rows,

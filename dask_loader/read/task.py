@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dask_loader.catalog.fit import Fit
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.read.nulls import NullPolicy
@@ -26,6 +27,7 @@ class ReadOptions:
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
+        fit: What makes a file's columns the dataset's.
         transform: Makes the columns to deliver of those of the files.
         own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
@@ -36,6 +38,7 @@ class ReadOptions:
     expression: Any = None
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
+    fit: Fit = field(default_factory=Fit)
     transform: Transform | None = None
     own_types: bool = False
 
@@ -53,6 +56,7 @@ class SliceTask:
         stop: One past the last.
         digest: Hash of the footer that the catalog read; "" checks nothing.
         file_index: Place of the file in the catalog.
+        keys: What its directories say, as text, in the order of Fit.keys.
     """
 
     path: str
@@ -63,6 +67,7 @@ class SliceTask:
     stop: int
     digest: str = ""
     file_index: int = 0
+    keys: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
