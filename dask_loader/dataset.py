@@ -93,6 +93,10 @@ class ParquetDataset(IterableDataset[Any]):
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
+        vocabulary: {column: True, or a list of all its values}: text, bytes and integers
+            are delivered as int32, each value as its place in that list, or in the sorted
+            values of all files, which are found by reading the column once, and
+            remembered; see the property of the same name.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -135,6 +139,7 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         ragged: Any = "jagged",
+        vocabulary: Any = None,
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
@@ -162,7 +167,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
-        delivery = check_delivery(features, dtypes, ragged)
+        delivery = check_delivery(features, dtypes, ragged, vocabulary)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
         self._announcement: Announcement | None = None
@@ -203,6 +208,12 @@ class ParquetDataset(IterableDataset[Any]):
         """The delivered columns in Arrow's types, with units and time zones."""
         schema = self._catalog.delivered_schema
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
+
+    @property
+    def vocabulary(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each column that comes as codes: code i is the i-th."""
+        found = self._read_options.vocabularies
+        return {name: tuple(made.values.to_pylist()) for name, made in found}
 
     @property
     def num_rows(self) -> int:

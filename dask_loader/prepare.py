@@ -15,6 +15,7 @@ from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.provenance import add_provenance
+from dask_loader.catalog.vocabulary import code_forms
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
@@ -26,6 +27,7 @@ from dask_loader.read.nulls import make_null_policy, null_error
 from dask_loader.read.task import ReadOptions, WindowTask
 from dask_loader.run import Run, make_run
 from dask_loader.transfer.window import block_bytes
+from dask_loader.vocabulary import Vocabularies, find_vocabularies
 from dask_loader.world import World
 
 
@@ -57,10 +59,23 @@ def load_catalog(
         DaskLoaderError: An argument or a file is wrong.
     """
 
+    def read_options_of(found: Catalog) -> ReadOptions:
+        vocabularies = find_vocabularies(
+            found,
+            delivery.vocabulary,
+            nulls=nulls,
+            verify_checksums=options.verify_checksums,
+            engine=engine,
+            cache=cache,
+        )
+        return _read_options(
+            found, options, nulls=nulls, delivery=delivery, vocabularies=vocabularies
+        )
+
     def begin(front: Catalog) -> None:
         assert ahead is not None
         try:
-            reading = _read_options(front, options, nulls=nulls, delivery=delivery)
+            reading = read_options_of(front)
             front = replace(front, growth=_growth(front, reading.forms))
             _check_nulls(front, reading)
             ahead.start(_sure_windows(front, options, reading))
@@ -68,6 +83,8 @@ def load_catalog(
             return  # what is wrong is said in its turn, once all footers are read
 
     in_order = not options.shuffle and options.num_splits in (None, 1)
+    # Values that are to be found may be in the last file.
+    in_order &= all(values is not None for _, values in delivery.vocabulary)
     cache = open_cache(options.footer_cache, os.environ)
     catalog = read_catalog(
         found.storage,
@@ -80,8 +97,12 @@ def load_catalog(
         dtypes=delivery.wanted_dtypes,
         on_front=begin if ahead is not None and in_order and filters is None else None,
     )
-    read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
-    catalog = replace(catalog, growth=_growth(catalog, read_options.forms))
+    read_options = read_options_of(catalog)
+    catalog = replace(
+        catalog,
+        growth=_growth(catalog, read_options.forms),
+        vocabularies=tuple((n, v.digest) for n, v in read_options.vocabularies),
+    )
     if catalog.expression is None:
         _check_nulls(catalog, read_options)
     else:
@@ -139,9 +160,15 @@ def _sure_windows(
 
 
 def _read_options(
-    catalog: Catalog, options: DatasetOptions, *, nulls: Any, delivery: Delivery
+    catalog: Catalog,
+    options: DatasetOptions,
+    *,
+    nulls: Any,
+    delivery: Delivery,
+    vocabularies: Vocabularies,
 ) -> ReadOptions:
-    forms = deliver(catalog.forms, delivery)
+    forms = code_forms(catalog.forms, catalog.schema, delivery.vocabulary)
+    forms = deliver(forms, delivery)
     nulls = make_null_policy(nulls, forms, catalog.schema)
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
@@ -152,13 +179,17 @@ def _read_options(
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
+        vocabularies=vocabularies,
     )
 
 
 def _growth(catalog: Catalog, delivered: Sequence[Form]) -> float:
     """Return the bytes of delivered rows over those of decoded rows; text left out."""
     before = sum(form.row_bytes for form in catalog.forms)
-    after = sum(form.row_bytes for form in delivered)
+    # Where texts become codes, the plan reckons with more for the texts' offsets alone.
+    texts = {form.name for form in catalog.forms if not form.number}
+    fixed = (f for f in delivered if f.pad is not None or f.name not in texts)
+    after = sum(form.row_bytes for form in fixed)
     if any(form.pad is not None for form in delivered):
         # Of how many elements a row has where it is decoded only the row groups tell.
         rows = catalog.num_rows > 0

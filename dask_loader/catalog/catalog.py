@@ -68,6 +68,7 @@ class Catalog:
             shape, -1 where the footer does not say.
         growth: Bytes of rows as they are delivered over num_bytes, at least 1: wider
             dtypes take more memory, and leave the order as it is.
+        vocabularies: Column and digest of each vocabulary, for fingerprints.
     """
 
     storage: Storage
@@ -84,6 +85,7 @@ class Catalog:
     num_kept: Ints
     null_counts: dict[str, Ints]
     growth: float = 1.0
+    vocabularies: tuple[tuple[str, str], ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -117,6 +119,8 @@ class Catalog:
                 ],
                 "filters": self.filter_text,
             }
+            if self.vocabularies:
+                parts["vocabulary"] = sorted(self.vocabularies)
             self._prints.update({name: _hash(part) for name, part in parts.items()})
         return dict(self._prints)
 

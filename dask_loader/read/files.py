@@ -6,7 +6,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.flat import leaves_of
 from dask_loader.catalog.footers import INT96_UNIT, footer_digest
 from dask_loader.catalog.storage import Stamp, Storage, open_error
 from dask_loader.errors import BadFileError, DataChangedError
@@ -50,15 +51,18 @@ class OpenFiles:
         *,
         verify_checksums: bool,
         digest: str = "",
+        dictionaries: tuple[str, ...] = (),
     ) -> Iterator[pq.ParquetFile]:
         """Lend the file, after a look whether it still is the one the catalog knows.
+
+        Columns named in `dictionaries` are read as such where they hold text.
 
         Raises:
             DataChangedError: It is not, or is gone.
             BadFileError: It cannot be opened.
         """
         storage.check(path, stamp)
-        key = (storage, path, stamp, verify_checksums, digest)
+        key = (storage, path, stamp, verify_checksums, digest, dictionaries)
         file = self._take(key) or self._open(key)
         try:
             yield file
@@ -99,7 +103,7 @@ class OpenFiles:
             old.close()
 
     def _open(self, key: tuple[Any, ...]) -> pq.ParquetFile:
-        storage, path, _, verify_checksums, digest = key
+        storage, path, _, verify_checksums, digest, dictionaries = key
         with self._lock:
             footer = self._footers.get(key)
         try:
@@ -110,6 +114,12 @@ class OpenFiles:
                     path=path,
                 )
             file = _open_parquet(storage, path, footer, verify_checksums)
+            if dictionaries:
+                places = leaves_of(file.schema_arrow)
+                leaves = [leaf for n in dictionaries for leaf in places.get(n, ())]
+                with file:  # which leaves these are is known only now
+                    footer = file.metadata
+                file = _open_parquet(storage, path, footer, verify_checksums, leaves)
         except DataChangedError:
             raise
         except FileNotFoundError as error:
@@ -162,9 +172,14 @@ def trim(file: pq.ParquetFile) -> None:
 
 
 def _open_parquet(
-    storage: Storage, path: str, footer: Any, verify_checksums: bool
+    storage: Storage,
+    path: str,
+    footer: Any,
+    verify_checksums: bool,
+    dictionaries: Sequence[int] | None = None,
 ) -> pq.ParquetFile:
     options = {
+        "read_dictionary": dictionaries,
         "pre_buffer": False,
         "page_checksum_verification": verify_checksums,
         "coerce_int96_timestamp_unit": INT96_UNIT,

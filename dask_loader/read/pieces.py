@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import pyarrow as pa
@@ -69,6 +70,7 @@ def open_slice(
         task.stamp,
         verify_checksums=options.verify_checksums,
         digest=task.digest,
+        dictionaries=options.dictionaries,
     ) as file:
         check_group(file, task)
         yield file
@@ -165,8 +167,10 @@ def kept_tables(
     first = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    nested = options.filter_columns
-    for table in (_whole if whole else _batches)(file, task, leaves, limit, nested):
+    flatten = partial(
+        flatten_table, nested=options.filter_columns, encoded=options.dictionaries
+    )
+    for table in (_whole if whole else _batches)(file, task, leaves, limit, flatten):
         if made:
             first, table = (
                 first + table.num_rows,
@@ -186,10 +190,25 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     places = _leaves_of(file)
     leaves = [leaf for name in options.filter_columns for leaf in places[name]]
     limit = _piece_rows(file, task.row_group, leaves, 0)
+    flatten = partial(flatten_table, nested=options.filter_columns)
     return sum(
         int(table.filter(options.expression).num_rows)
-        for table in _batches(file, task, leaves, limit, options.filter_columns)
+        for table in _batches(file, task, leaves, limit, flatten)
     )
+
+
+def column_tables(
+    file: pq.ParquetFile, task: SliceTask, name: str
+) -> Iterator[pa.Table]:
+    """Yield one column of a whole row group, dictionaries as such.
+
+    Raises:
+        BadFileError: It cannot be decoded.
+    """
+    leaves = list(_leaves_of(file)[name])
+    limit = _piece_rows(file, task.row_group, leaves, 0)
+    flatten = partial(flatten_table, encoded=(name,))
+    yield from _batches(file, task, leaves, limit, flatten)
 
 
 def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
@@ -205,14 +224,14 @@ def _whole(
     task: SliceTask,
     leaves: Sequence[int],
     num_rows: int,
-    nested: Sequence[str],
+    flatten: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
     del num_rows
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
-        yield flatten_table(table, nested)
+        yield flatten(table)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
@@ -222,7 +241,7 @@ def _batches(
     task: SliceTask,
     leaves: Sequence[int],
     num_rows: int,
-    nested: Sequence[str],
+    flatten: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
     try:
         for batch in file.reader.iter_batches(
@@ -231,7 +250,7 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield flatten_table(pa.Table.from_batches([batch]), nested)
+            yield flatten(pa.Table.from_batches([batch]))
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 

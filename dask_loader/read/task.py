@@ -7,6 +7,7 @@ from typing import Any
 
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
+from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.nulls import NullPolicy
 
 
@@ -22,6 +23,7 @@ class ReadOptions:
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
+        vocabularies: Of each column that is delivered as codes.
     """
 
     storage: Storage
@@ -30,6 +32,13 @@ class ReadOptions:
     expression: Any = None
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
+    vocabularies: tuple[tuple[str, Vocabulary], ...] = ()
+
+    @property
+    def dictionaries(self) -> tuple[str, ...]:
+        """The columns that are read as dictionaries; filters need their values."""
+        names = (name for name, _ in self.vocabularies)
+        return tuple(name for name in names if name not in self.filter_columns)
 
 
 @dataclass(frozen=True, slots=True)
