@@ -435,9 +435,7 @@ class ParquetDataset(IterableDataset[Any]):
         """
         return self._pipeline().batches(run, Turn(), registry)
 
-    def nested(
-        self, batches: Generator[Any, None, None]
-    ) -> Generator[Any, None, None]:
+    def nested(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
         """Make torch.nested tensors of the columns that are to be such."""
         names = {form.name for form in self._read_options.forms if form.nested}
         return nest_each(batches, names) if names else batches

@@ -180,9 +180,7 @@ def _scans(
         room -= max(1, int(catalog.num_bytes[group]))
     return [
         Scan(
-            tuple(
-                slice_task(catalog, g, 0, int(catalog.num_rows[g])) for g in chunk
-            ),
+            tuple(slice_task(catalog, g, 0, int(catalog.num_rows[g])) for g in chunk),
             names,
         )
         for chunk in chunks

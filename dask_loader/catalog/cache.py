@@ -35,7 +35,9 @@ _MAX_FILE_BYTES = 128 << 20
 # A process that was killed while it wrote, or had a turn, leaves a file behind. (A turn
 # of such length that is held loses its file: those who come later then do not wait for it.)
 _ABANDONED_S = 3600.0
-_OURS = re.compile(r"[0-9a-f]{32}\.(footers|answers|counts|values|writing|turn-for-\w+)")
+_OURS = re.compile(
+    r"[0-9a-f]{32}\.(footers|answers|counts|values|writing|turn-for-\w+)"
+)
 
 _TABLES = (".footers", ".answers", ".counts", ".values")
 

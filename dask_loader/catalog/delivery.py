@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,7 @@ class Delivery:
 
     features: tuple[tuple[str, tuple[str, ...]], ...] = ()
     dtypes: tuple[tuple[str, str], ...] = ()
-    lists: Lists = Lists()
+    lists: Lists = field(default_factory=Lists)
     vocabulary: Asked = ()
 
     @property

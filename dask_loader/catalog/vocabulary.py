@@ -217,13 +217,12 @@ def _is_text(kind: pa.DataType) -> bool:
 
 
 def _require_fit(argument: str, name: str, value: Any, kind: pa.DataType) -> None:
-    wanted = int if pa.types.is_integer(kind) else str
-    if wanted is str and wide_type(kind) == pa.large_binary():
-        wanted = bytes
-    fits = type(value) is wanted
-    if fits and wanted is int:
+    if pa.types.is_integer(kind):
         low, high = _range(kind)
-        fits = low <= value <= high
+        fits = type(value) is int and low <= value <= high
+    else:
+        is_text = wide_type(kind) == pa.large_string()
+        fits = type(value) is (str if is_text else bytes)
     if not fits:
         raise ConfigError(
             f"{argument}={{{name!r}: ...}} holds {value!r}, which is no value of the "

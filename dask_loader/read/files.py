@@ -113,13 +113,14 @@ class OpenFiles:
                     "and time and another footer; make the dataset again",
                     path=path,
                 )
-            file = _open_parquet(storage, path, footer, verify_checksums)
+            leaves = None
             if dictionaries:
-                places = leaves_of(file.schema_arrow)
+                if footer is None:  # which leaves these are only the file tells
+                    with _open_parquet(storage, path, None, verify_checksums) as file:
+                        footer = file.metadata
+                places = leaves_of(footer.schema.to_arrow_schema())
                 leaves = [leaf for n in dictionaries for leaf in places.get(n, ())]
-                with file:  # which leaves these are is known only now
-                    footer = file.metadata
-                file = _open_parquet(storage, path, footer, verify_checksums, leaves)
+            file = _open_parquet(storage, path, footer, verify_checksums, leaves)
         except DataChangedError:
             raise
         except FileNotFoundError as error:

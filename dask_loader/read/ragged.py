@@ -100,7 +100,7 @@ def copy_padded(
             raise MisfitError(
                 f"the longest list has {longest} elements, more than the {pad.length} of "
                 f"ragged={{{form.name!r}: ({pad.length}, {pad.fill!r})}}",
-                f"give a greater length, or ({pad.length}, {pad.fill!r}, \"cut\") to lose "
+                f'give a greater length, or ({pad.length}, {pad.fill!r}, "cut") to lose '
                 "the ends of longer lists",
             )
         array = pc.list_slice(array, 0, pad.length)
@@ -109,7 +109,7 @@ def copy_padded(
     if vocabulary is not None:
         values = encode(values, form, vocabulary)
     items = np.empty((len(values), *out.shape[2:]), dtype=out.dtype)
-    nulls = copy_fixed(values, items, fill, exact=form.exact) + array.null_count
+    nulls = copy_fixed(values, items, fill, exact=form.exact) + int(array.null_count)
     if nulls and fill is None:
         return nulls
     out[...] = pad.fill

@@ -44,7 +44,10 @@ def distinct_values(options: ReadOptions, scan: Scan) -> list[list[pa.Array]]:
         for piece in scan.slices:
             with open_slice(files, options, piece) as file:
                 found.append(
-                    [_distinct(column_tables(file, piece, n), n, piece) for n in scan.columns]
+                    [
+                        _distinct(column_tables(file, piece, n), n, piece)
+                        for n in scan.columns
+                    ]
                 )
     finally:
         files.close()
