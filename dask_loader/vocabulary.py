@@ -29,6 +29,7 @@ from dask_loader.catalog.vocabulary import (
     given_vocabulary,
     leaf_type,
     make_vocabulary,
+    require_few_together,
 )
 from dask_loader.counting import slice_task
 from dask_loader.engine.base import Engine
@@ -90,7 +91,9 @@ def find_vocabularies(
         parts = _find(catalog, unknown, scanning, engine, cache)
         for name in unknown:
             made[name] = found_vocabulary(name, parts[name], fills[name], kinds[name])
-    return tuple((name, made[name]) for name, _ in asked)
+    found = tuple((name, made[name]) for name, _ in asked)
+    require_few_together(found)
+    return found
 
 
 def _find(

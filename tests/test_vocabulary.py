@@ -519,3 +519,7 @@ def test_too_many_values_are_refused_where_they_are_found(
     monkeypatch.setattr(vocabulary_module, "MAX_BYTES", 20)
     with pytest.raises(ConfigError, match="more than 20 B of different values;"):
         make(folder, vocabulary={"text": CITIES}, footer_cache=False)
+    monkeypatch.setattr(vocabulary_module, "MAX_BYTES", 100)
+    text = r"together with those of 1 others \(largest: \['city', 'text'\]\)"
+    with pytest.raises(ConfigError, match=text):
+        make(folder, vocabulary={"city": CITIES, "text": CITIES}, footer_cache=False)

@@ -14,8 +14,9 @@ from dask_loader.catalog.forms import Form
 from dask_loader.errors import ColumnError, ConfigError
 from dask_loader.units import format_bytes
 
-# Each task carries the vocabularies, and each reader keeps them as a dict.
-MAX_BYTES = 16 << 20
+# Of all columns together: each task carries the vocabularies (Dask warns of tasks above
+# 10 MB), and each reader keeps them as a dict.
+MAX_BYTES = 8 << 20
 CODE_DTYPE = "int32"
 
 # The values that the user gave for a column; None where they are to be found.
@@ -167,6 +168,19 @@ def require_few(name: str, num_bytes: int, *, where: str = "") -> None:
             "columns with few of them: hash the values with transform=..., or write the "
             "codes into the files"
         )
+
+
+def require_few_together(vocabularies: Sequence[tuple[str, Vocabulary]]) -> None:
+    """Refuse vocabularies that are too large together.
+
+    Raises:
+        ConfigError: They are; the text names the largest.
+    """
+    sizes = {name: int(made.values.nbytes) for name, made in vocabularies}
+    if sum(sizes.values()) > MAX_BYTES:
+        largest = sorted(sizes, key=sizes.__getitem__)[-3:]
+        where = f", together with those of {len(sizes) - 1} others (largest: {largest!r})"
+        require_few(largest[-1], sum(sizes.values()), where=where)
 
 
 def leaf_type(kind: pa.DataType) -> pa.DataType:
