@@ -218,6 +218,21 @@ def test_nulls_without_a_value_are_an_error(tmp_path: Path) -> None:
             list(dataset)
 
 
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_pages_that_arrow_makes_no_dictionaries_of(
+    tmp_path: Path, encoding: str
+) -> None:
+    for number, options in enumerate(
+        ({"use_dictionary": False, "column_encoding": {"v": encoding}}, {})
+    ):
+        table = pa.table(
+            {"id": range(number * 9, number * 9 + 9), "v": list("cabbacabc")}
+        )
+        pq.write_table(table, tmp_path / f"{number}.parquet", **options)
+    with make(tmp_path, vocabulary={"v": True}, shuffle=True) as dataset:
+        assert read(dataset)["v"] == list("cabbacabc") * 2
+
+
 # ---- delivered ---------------------------------------------------------------------------
 
 

@@ -179,7 +179,9 @@ def require_few_together(vocabularies: Sequence[tuple[str, Vocabulary]]) -> None
     sizes = {name: int(made.values.nbytes) for name, made in vocabularies}
     if sum(sizes.values()) > MAX_BYTES:
         largest = sorted(sizes, key=sizes.__getitem__)[-3:]
-        where = f", together with those of {len(sizes) - 1} others (largest: {largest!r})"
+        where = (
+            f", together with those of {len(sizes) - 1} others (largest: {largest!r})"
+        )
         require_few(largest[-1], sum(sizes.values()), where=where)
 
 

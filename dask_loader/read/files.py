@@ -26,6 +26,10 @@ _MAX_IDLE = 32
 # local ones are mapped.
 _BUFFERED_GROUP_BYTES = 128 << 20
 _BUFFER_BYTES = 1 << 20
+# Of pages in other encodings, such as DELTA_BYTE_ARRAY, Arrow makes no dictionaries.
+_DECODED = frozenset(
+    ("PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED")
+)
 
 
 class OpenFiles:
@@ -118,8 +122,7 @@ class OpenFiles:
                 if footer is None:  # which leaves these are only the file tells
                     with _open_parquet(storage, path, None, verify_checksums) as file:
                         footer = file.metadata
-                places = leaves_of(footer.schema.to_arrow_schema())
-                leaves = [leaf for n in dictionaries for leaf in places.get(n, ())]
+                leaves = _dictionary_leaves(footer, dictionaries)
             file = _open_parquet(storage, path, footer, verify_checksums, leaves)
         except DataChangedError:
             raise
@@ -170,6 +173,18 @@ def trim(file: pq.ParquetFile) -> None:
     """Let go of memory that the file's last reads left behind."""
     if isinstance(file, MappedFile):
         file.trim()
+
+
+def _dictionary_leaves(footer: Any, names: Sequence[str]) -> list[int]:
+    """Return the leaves of the columns that Arrow can read as dictionaries."""
+    places = leaves_of(footer.schema.to_arrow_schema())
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    return [
+        leaf
+        for name in names
+        for leaf in places.get(name, ())
+        if all(_DECODED.issuperset(g.column(leaf).encodings) for g in groups)
+    ]
 
 
 def _open_parquet(
