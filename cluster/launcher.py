@@ -40,6 +40,11 @@ class Launcher(Protocol):
         """Where a browser finds the dashboard; None if there is none."""
         ...
 
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """What supervision has given up on, each in a few words; empty if nothing."""
+        ...
+
     def start(self, *, timeout_s: float) -> None:
         """Bring up a scheduler and ask for the first workers.
 
@@ -54,6 +59,14 @@ class Launcher(Protocol):
         Raises:
             StartError: A worker that was asked for failed to start.
             NotOwnedError: This launcher runs no processes of its own.
+        """
+        ...
+
+    def logs(self, *, num_lines: int, timeout_s: float) -> dict[str, str]:
+        """What its processes have written last, by name ("scheduler", "0", ...).
+
+        Those that ended count too. A launcher that keeps nothing returns {}: then
+        Cluster.logs() has what the scheduler and the workers tell by themselves.
         """
         ...
 

@@ -24,6 +24,7 @@ _REPR_S = 1.0
 # A scheduler that has answered before lets a client in within milliseconds.
 _CLIENT_S = 30.0
 _SCALE_S = 60.0
+_LOGS_S = 10.0
 
 
 class Cluster:
@@ -133,6 +134,30 @@ class Cluster:
         deadline = time.monotonic() + timeout_s
         self._wait(num_workers, exactly=False, timeout_s=timeout_s, deadline=deadline)
 
+    def logs(
+        self, *, num_lines: int = 100, timeout_s: float = _LOGS_S
+    ) -> dict[str, str]:
+        """Return the last lines of the scheduler and of each worker, by name.
+
+        Args:
+            num_lines: At most so many of each.
+            timeout_s: Longest wait. Who does not answer is told of in its place, as
+                logs are read when something is broken.
+
+        Raises:
+            SpecError: The number or the time is not one.
+            ClosedError: After close().
+        """
+        launcher = self._open()
+        check_count("num_lines", num_lines, at_least=1)
+        check_seconds("timeout_s", timeout_s)
+        kept = launcher.logs(num_lines=num_lines, timeout_s=timeout_s / 2)
+        try:
+            told = self._link.logs(num_lines=num_lines, timeout_s=timeout_s / 2)
+        except ClusterError as error:
+            told = {"scheduler": str(error)}
+        return told | kept
+
     def close(self) -> None:
         """Close the clients and end what launch() started; safe twice."""
         self._closed = True
@@ -166,7 +191,8 @@ class Cluster:
             workers = "unknown"
         link = self.dashboard_link
         dashboard = "" if link is None else f" dashboard={link}"
-        return f"<Cluster {self.kind} {self.address} workers={workers}{dashboard}>"
+        troubles = "".join(f"; {text}" for text in self._launcher.troubles)
+        return f"<Cluster {self.kind} {self.address} workers={workers}{dashboard}{troubles}>"
 
     def _repr_html_(self) -> str:
         """Show the same in a notebook; a distributed.Client(cluster) asks for it."""
@@ -190,10 +216,11 @@ class Cluster:
             if seen == num_workers or (seen > num_workers and not exactly):
                 return
             if time.monotonic() >= deadline:
+                troubles = "".join(f" ({text})" for text in self._launcher.troubles)
                 raise WorkersMissingError(
                     f"asked for {num_workers} workers, but the {self.kind} cluster at "
-                    f"{self.address} has {seen} after {timeout_s:g} s; look at the "
-                    "workers' logs, ask for fewer, or wait longer with timeout_s",
+                    f"{self.address} has {seen} after {timeout_s:g} s{troubles}; look at "
+                    "the workers' logs(), ask for fewer, or wait longer with timeout_s",
                     kind=self.kind,
                     address=self.address,
                     workers_asked=num_workers,

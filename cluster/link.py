@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from typing import Any, TypeVar
 
 from distributed import Client, rpc
@@ -23,6 +23,8 @@ _T = TypeVar("_T")
 _CONNECT_SHARE = 0.8
 _ANSWER_SHARE = 0.9
 _REASON_SHARE = 0.1
+# Of a question for logs, what the workers get: one that is stuck holds up the others.
+_WORKERS_SHARE = 0.5
 # Closing a client of a scheduler that is gone: it has nobody to say good-bye to.
 _CLOSE_CLIENT_S = 5.0
 
@@ -58,6 +60,22 @@ class SchedulerLink:
         """
         identity = self._wait(self._ask("identity", timeout_s), timeout_s=timeout_s)
         return dict(identity["services"])
+
+    def logs(self, *, num_lines: int, timeout_s: float) -> dict[str, str]:
+        """Ask the scheduler and the workers for their last lines, by name.
+
+        Raises:
+            UnreachableError: No answer in time.
+        """
+        scheduler, info, workers = self._wait(
+            self._ask_logs(num_lines, timeout_s), timeout_s=timeout_s
+        )
+        names = {address: str(w["name"]) for address, w in info["workers"].items()}
+        told = {"scheduler": _as_text(scheduler)}
+        return told | {
+            names.get(address, address): _as_text(lines)
+            for address, lines in workers.items()
+        }
 
     def open_client(self, *, timeout_s: float) -> Client:
         """Make a client that close() will close.
@@ -111,6 +129,23 @@ class SchedulerLink:
         return f"{type(error).__name__}: {error}"
 
     async def _ask(self, question: str, timeout_s: float) -> Any:
+        async with self._asking(timeout_s) as scheduler:
+            return await getattr(scheduler, question)()
+
+    async def _ask_logs(self, num_lines: int, timeout_s: float) -> tuple[Any, Any, Any]:
+        async with self._asking(timeout_s) as scheduler:
+            own = await scheduler.logs(n=num_lines)
+            info = await scheduler.identity()
+            asking = {"op": "get_logs", "n": num_lines}
+            try:
+                async with asyncio.timeout(timeout_s * _WORKERS_SHARE):
+                    told = await scheduler.broadcast(msg=asking, on_error="return")
+            except TimeoutError as error:
+                told = dict.fromkeys(info["workers"], error)
+            return own, info, told
+
+    @contextlib.asynccontextmanager
+    async def _asking(self, timeout_s: float) -> AsyncIterator[Any]:
         async with (
             asyncio.timeout(timeout_s * _ANSWER_SHARE),
             rpc(
@@ -119,7 +154,7 @@ class SchedulerLink:
                 connection_args=self._security.get_connection_args("client"),
             ) as scheduler,
         ):
-            return await getattr(scheduler, question)()
+            yield scheduler
 
     async def _open(self, timeout_s: float) -> Client:
         client = Client(
@@ -142,3 +177,10 @@ class SchedulerLink:
         # a closed client raises instead of handing out coroutines.
         client._asynchronous = False
         return client
+
+
+def _as_text(lines: object) -> str:
+    """Put a log's lines in order; Dask tells them newest first, as (level, text)."""
+    if not isinstance(lines, Sequence):
+        return f"no answer: {lines!r}"
+    return "\n".join(str(line) for _, line in reversed(lines))

@@ -41,6 +41,7 @@ class LocalLauncher:
 
     kind = "local"
     security = None
+    troubles = ()
 
     def __init__(self, spec: ClusterSpec) -> None:
         """Remember what to start; nothing is started yet."""
@@ -105,6 +106,10 @@ class LocalLauncher:
                 address=self.address,
                 workers_asked=num_workers,
             ) from error
+
+    def logs(self, *, num_lines: int, timeout_s: float) -> dict[str, str]:  # noqa: ARG002
+        """Return nothing: the scheduler and the workers tell."""
+        return {}
 
     def close(self) -> None:
         """End the workers, the scheduler and the loop; safe twice."""

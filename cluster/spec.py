@@ -17,6 +17,10 @@ from cluster.errors import SpecError
 class ClusterSpec:
     """What to launch, the same for every kind of cluster.
 
+    A kind with fields of its own has a subclass of this, in its own file, frozen and
+    with keywords only; its __post_init__ calls ClusterSpec.__post_init__(self) first
+    (super() does not work with slots=True before Python 3.14).
+
     Attributes:
         workers: How many Dask workers to start with, each a process of its own; 0 is
             allowed, to scale later.
@@ -51,6 +55,11 @@ class ClusterSpec:
         if not isinstance(self.dashboard, bool):
             raise SpecError(f"dashboard={self.dashboard!r} must be True or False")
         check_seconds("start_timeout_s", self.start_timeout_s)
+
+    @property
+    def num_workers(self) -> int:
+        """How many workers to wait for; for kinds that count them in another way."""
+        return self.workers
 
 
 def check_count(name: str, value: object, *, at_least: int) -> None:

@@ -36,6 +36,7 @@ from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.prepare import load_catalog
+from dask_loader.read.transform import Function
 from dask_loader.run import ROWS_PER_STEP, Progress, Run
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
@@ -110,6 +111,11 @@ class ParquetDataset(IterableDataset[Any]):
             next start, in a folder of the user's cache folder or in this one; False for
             not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
+        transform: A function that is given a pyarrow.Table with the columns asked for, of
+            some rows that the filters kept, and returns a pyarrow.Table of as many rows,
+            whose columns are delivered. It runs where rows are decoded. What it makes of
+            a row must not depend on other rows. It is tried on the first rows when the
+            dataset is made. See docs/transforms.md.
         storage_options: For fsspec.
 
     Raises:
@@ -146,6 +152,7 @@ class ParquetDataset(IterableDataset[Any]):
         worker_timeout: float | str = "60 s",
         rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
+        transform: Callable[[pa.Table], pa.Table] | None = None,
         storage_options: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
@@ -168,6 +175,7 @@ class ParquetDataset(IterableDataset[Any]):
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
         delivery = check_delivery(features, dtypes, ragged, vocabulary)
+        function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
         self._announcement: Announcement | None = None
@@ -185,6 +193,7 @@ class ParquetDataset(IterableDataset[Any]):
                 filters=filters,
                 nulls=nulls,
                 delivery=delivery,
+                transform=function,
                 # More ranks' splits begin where the number of all rows says.
                 ahead=ahead if world.world_size == 1 else None,
             )
@@ -206,7 +215,10 @@ class ParquetDataset(IterableDataset[Any]):
     @property
     def schema(self) -> pa.Schema:
         """The delivered columns in Arrow's types, with units and time zones."""
+        transform = self._read_options.transform
         schema = self._catalog.delivered_schema
+        if transform is not None:
+            schema = transform.schema
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
 
     @property
@@ -241,7 +253,14 @@ class ParquetDataset(IterableDataset[Any]):
         """
         run = self._course.plan_next(self.world)
         reader = self._pipeline().engine.name
-        return explain(self._catalog, self._options, run, reader=reader)
+        transform = self._read_options.transform
+        return explain(
+            self._catalog,
+            self._options,
+            run,
+            reader=reader,
+            transform=None if transform is None else transform.description,
+        )
 
     def stats(self) -> dict[str, float]:
         """Return counts and seconds so far in this process; see metrics.LABELS.

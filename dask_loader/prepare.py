@@ -3,31 +3,41 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dask_loader.catalog.cache import open_cache
 from dask_loader.catalog.catalog import Catalog, read_catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
-from dask_loader.catalog.forms import Form
+from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.provenance import add_provenance
 from dask_loader.catalog.vocabulary import code_forms
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
-from dask_loader.errors import DaskLoaderError, NullError
+from dask_loader.engine.threads import ThreadsEngine
+from dask_loader.errors import DaskLoaderError, NullError, UnsupportedTypeError
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.schedule import Request
 from dask_loader.plan.stage import Stage
-from dask_loader.read.nulls import make_null_policy, null_error
+from dask_loader.read.nulls import NullPolicy, make_null_policy, null_error
 from dask_loader.read.task import ReadOptions, WindowTask
+from dask_loader.read.transform import Function, Transform
+from dask_loader.read.trial import Trial, try_transform
 from dask_loader.run import Run, make_run
 from dask_loader.transfer.window import block_bytes
-from dask_loader.vocabulary import Vocabularies, find_vocabularies
+from dask_loader.vocabulary import (
+    Vocabularies,
+    find_vocabularies,
+    given_vocabularies,
+)
 from dask_loader.world import World
 
 
@@ -40,6 +50,7 @@ def load_catalog(
     filters: Any,
     nulls: Any,
     delivery: Delivery,
+    transform: Function | None = None,
     ahead: Ahead | None = None,
 ) -> tuple[Catalog, ReadOptions]:
     """Read the catalog, check the nulls, and count what the filters keep.
@@ -52,6 +63,7 @@ def load_catalog(
         filters: As the user gave them.
         nulls: As the user gave them.
         delivery: How columns are delivered.
+        transform: What they are made of: the function of the user.
         ahead: Begins the first windows while the other footers are read, where the order
             lets it. Windows are left in it, also after an error.
 
@@ -85,18 +97,45 @@ def load_catalog(
     in_order = not options.shuffle and options.num_splits in (None, 1)
     # Values that are to be found may be in the last file.
     in_order &= all(values is not None for _, values in delivery.vocabulary)
+    begins = ahead is not None and in_order and filters is None and transform is None
     cache = open_cache(options.footer_cache, os.environ)
     catalog = read_catalog(
         found.storage,
         found.paths,
-        columns=delivery.columns(columns),
+        # With a transform, features and dtypes are of what it makes.
+        columns=delivery.columns(columns) if transform is None else columns,
         filters=filters,
         run=engine.map,
         listed=found.listed,
         cache=cache,
-        dtypes=delivery.wanted_dtypes,
-        on_front=begin if ahead is not None and in_order and filters is None else None,
+        dtypes=delivery.wanted_dtypes if transform is None else None,
+        any_type=transform is not None,
+        on_front=begin if begins else None,
     )
+    if transform is not None:
+        plain = ReadOptions(
+            storage=catalog.storage,
+            forms=(),
+            nulls=NullPolicy(),
+            expression=catalog.expression,
+            filter_columns=catalog.filter_columns,
+            verify_checksums=options.verify_checksums,
+        )
+        if catalog.expression is not None:
+            catalog = with_counted_rows(catalog, plain, engine, cache)
+        tried = _try(transform, catalog, plain, engine)
+        read_options = _read_options(
+            catalog, options, nulls=nulls, delivery=delivery, transform=tried
+        )
+        growth = _growth(catalog, read_options.forms, tried)
+        made = tuple(
+            (f.name, f.dtype, f.shape, f.depth, f.items)
+            for f in read_options.forms
+            if not f.made
+        )
+        digests = tuple((n, v.digest) for n, v in read_options.vocabularies)
+        catalog = replace(catalog, growth=growth, made=made, vocabularies=digests)
+        return catalog, read_options
     read_options = read_options_of(catalog)
     catalog = replace(
         catalog,
@@ -126,6 +165,8 @@ def window_task(
         // int(catalog.num_rows[piece.group])
         for piece in window.slices
     ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
+    if read_options.transform is not None:
+        texts = window.num_rows * read_options.transform.loose_row_bytes
     # Only a slice larger than a window is cut into several, each a window of its own.
     piece = window.slices[-1]
     last = run.epoch.split(window.split).num_windows - 1
@@ -159,17 +200,63 @@ def _sure_windows(
     ]
 
 
+def _try(
+    function: Function, catalog: Catalog, options: ReadOptions, engine: Engine
+) -> Transform:
+    """Run a transform on the first rows, where all others will be read."""
+    transform = Transform(
+        function=function, inputs=tuple(f.name for f in catalog.forms)
+    )
+    if not isinstance(engine, ThreadsEngine):
+        _ = function.payload  # raises
+    piece = None
+    kept = np.flatnonzero(catalog.num_kept > 0)
+    if len(kept):
+        group = int(kept[0])
+        piece = slice_task(catalog, group, 0, int(catalog.num_kept[group]))
+    trial = Trial(
+        options=options,
+        forms=catalog.forms,
+        schema=catalog.delivered_schema,
+        transform=transform,
+    )
+    (sample,) = engine.map(partial(try_transform, trial), [piece])
+    if sample.depends:
+        warnings.warn(
+            f"{transform.text} made something else of a row alone than with others beside "
+            "it; which rows it is given together depends on row groups and memory, so "
+            "batches may differ from run to run: make each row of its own columns only, "
+            "without chance",
+            stacklevel=4,
+        )
+    fields = zip(sample.schema, sample.column_bytes, strict=True)
+    loose = [
+        size for field, size in fields if not form_of(field, any_type=True).is_fixed
+    ]
+    return replace(
+        transform,
+        schema=sample.schema,
+        row_bytes=max(1, sum(sample.column_bytes)),
+        loose_row_bytes=sum(loose),
+    )
+
+
 def _read_options(
     catalog: Catalog,
     options: DatasetOptions,
     *,
     nulls: Any,
     delivery: Delivery,
-    vocabularies: Vocabularies,
+    vocabularies: Vocabularies = (),
+    transform: Transform | None = None,
 ) -> ReadOptions:
-    forms = code_forms(catalog.forms, catalog.schema, delivery.vocabulary)
-    forms = deliver(forms, delivery)
-    nulls = make_null_policy(nulls, forms, catalog.schema)
+    forms, schema = catalog.forms, catalog.schema
+    if transform is not None:
+        schema, dtypes = transform.schema, delivery.wanted_dtypes
+        forms = tuple(_made_form(f, dtypes.get(f.name), transform) for f in schema)
+        vocabularies = given_vocabularies(delivery.vocabulary, forms, schema, nulls)
+    forms = deliver(code_forms(forms, schema, delivery.vocabulary), delivery)
+    nulls = make_null_policy(nulls, forms, schema)
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
@@ -180,21 +267,39 @@ def _read_options(
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
         vocabularies=vocabularies,
+        transform=transform,
     )
 
 
-def _growth(catalog: Catalog, delivered: Sequence[Form]) -> float:
+def _made_form(field: pa.Field, dtype: str | None, transform: Transform) -> Form:
+    try:
+        return form_of(field, dtype=dtype)
+    except UnsupportedTypeError as error:
+        raise UnsupportedTypeError(
+            f"{transform.text} makes a column {field.name!r} of type {field.type}, which "
+            "has no tensor form; make numbers, text, or lists of these",
+            column=field.name,
+        ) from error
+
+
+def _growth(
+    catalog: Catalog, delivered: Sequence[Form], transform: Transform | None = None
+) -> float:
     """Return the bytes of delivered rows over those of decoded rows; text left out."""
     before = sum(form.row_bytes for form in catalog.forms)
     # Where texts become codes, the plan reckons with more for the texts' offsets alone.
     texts = {form.name for form in catalog.forms if not form.number}
+    if transform is not None:
+        texts = set()
     fixed = (f for f in delivered if f.pad is not None or f.name not in texts)
     after = sum(form.row_bytes for form in fixed)
-    if any(form.pad is not None for form in delivered):
+    if transform is not None or any(form.pad is not None for form in delivered):
         # Of how many elements a row has where it is decoded only the row groups tell.
         rows = catalog.num_rows > 0
         row_bytes = catalog.num_bytes[rows] / catalog.num_rows[rows]
         least = float(row_bytes.min(initial=np.inf))
+        if transform is not None:
+            return max(1.0, (after + transform.loose_row_bytes) / max(1.0, least))
         return max(1.0, 1 + (after - before) / max(1.0, least))
     if not before:  # all are texts, and what is made comes on top of them
         before = int(catalog.num_bytes.sum()) // max(1, int(catalog.num_rows.sum()))

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.catalog import Catalog
+from dask_loader.catalog.forms import Form
 from dask_loader.catalog.turn import Turn
 from dask_loader.catalog.values import KIND, FileValues, root_key
 from dask_loader.catalog.vocabulary import (
@@ -33,6 +34,7 @@ from dask_loader.catalog.vocabulary import (
 )
 from dask_loader.counting import slice_task
 from dask_loader.engine.base import Engine
+from dask_loader.errors import ConfigError
 from dask_loader.read.nulls import NullPolicy
 from dask_loader.read.task import ReadOptions
 from dask_loader.read.values import Scan, distinct_values
@@ -94,6 +96,35 @@ def find_vocabularies(
     found = tuple((name, made[name]) for name, _ in asked)
     require_few_together(found)
     return found
+
+
+def given_vocabularies(
+    asked: Asked, forms: Sequence[Form], schema: pa.Schema, nulls: Any
+) -> Vocabularies:
+    """Return the vocabularies of columns that are in no file: a transform makes them.
+
+    Args:
+        asked: From check_vocabulary.
+        forms: The columns.
+        schema: Theirs, flat.
+        nulls: As the user gave them.
+
+    Raises:
+        ConfigError: One was not given, or does not fit.
+    """
+    code_forms(forms, schema, asked)
+    found = []
+    for name, values in asked:
+        if values is None:
+            raise ConfigError(
+                f"vocabulary={{{name!r}: True}}: the column is made by transform=, so its "
+                "values are in no file; give them all in a list"
+            )
+        kind = leaf_type(schema.field(name).type)
+        fill = fill_of(nulls, name, kind)
+        found.append((name, given_vocabulary(name, values, fill, kind)))
+    require_few_together(found)
+    return tuple(found)
 
 
 def _find(

@@ -261,6 +261,24 @@ def test_codes_are_cast_stacked_and_padded(folder: Path) -> None:
         assert dataset.vocabulary["text"][row["text"]] == city(0)
 
 
+def upper(table: pa.Table) -> pa.Table:
+    up = pc.utf8_upper(table["city"].cast(pa.string()))
+    return pa.table({"id": table["id"], "up": up})
+
+
+def test_what_a_transform_makes_has_the_codes_of_a_given_list(folder: Path) -> None:
+    words = sorted({word.upper() for word in CITIES})
+    options: dict[str, Any] = {"columns": ["id", "city"], "transform": upper}
+    with make(folder, **options, vocabulary={"up": words}, shuffle=True) as dataset:
+        found = read(dataset)["up"]
+    assert found == [word.upper() for word in arrows(folder)["city"]]
+    text = (
+        "the column is made by transform=, so its values are in no file; give them all"
+    )
+    with pytest.raises(ConfigError, match=text):
+        make(folder, **options, vocabulary={"up": True})
+
+
 def test_to_delayed_keeps_the_values(folder: Path) -> None:
     with make(folder, columns=["city", "l"], vocabulary={"city": True, "l": True}) as d:
         tables = [part.compute(scheduler="sync") for part in d.to_delayed()]

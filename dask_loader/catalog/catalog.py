@@ -69,6 +69,7 @@ class Catalog:
         growth: Bytes of rows as they are delivered over num_bytes, at least 1: wider
             dtypes take more memory, and leave the order as it is.
         vocabularies: Column and digest of each vocabulary, for fingerprints.
+        made: Names and forms of what a transform makes of the columns, for fingerprints.
     """
 
     storage: Storage
@@ -86,6 +87,7 @@ class Catalog:
     null_counts: dict[str, Ints]
     growth: float = 1.0
     vocabularies: tuple[tuple[str, str], ...] = ()
+    made: tuple[Any, ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -116,7 +118,8 @@ class Catalog:
                     (form.name, form.dtype, form.shape)
                     + ((form.depth, form.items) if form.depth else ())
                     for form in self.forms
-                ],
+                ]
+                + list(self.made),
                 "filters": self.filter_text,
             }
             if self.vocabularies:
@@ -144,6 +147,7 @@ def read_catalog(
     cache: FooterCache | None = None,
     on_front: Callable[[Catalog], None] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    any_type: bool = False,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -162,6 +166,7 @@ def read_catalog(
         on_front: Given the catalog of the first files, where very many footers are to be
             read, before the others are; not where those files disagree.
         dtypes: NumPy dtypes that the user wants columns in, by column.
+        any_type: Columns need no tensor form.
 
     Raises:
         ColumnError: A column is not there.
@@ -180,7 +185,12 @@ def read_catalog(
     query = FooterQuery(
         storage=storage,
         forms=tuple(
-            form_of(schema.field(name), path=paths[0], dtype=(dtypes or {}).get(name))
+            form_of(
+                schema.field(name),
+                path=paths[0],
+                dtype=(dtypes or {}).get(name),
+                any_type=any_type,
+            )
             for name in names
         ),
         expression=expression,

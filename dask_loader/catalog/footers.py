@@ -285,6 +285,8 @@ def _text_bytes(chunk: Any, num_rows: int) -> int:
     stats = chunk.statistics
     if stats is None or not stats.has_min_max or not chunk.has_dictionary_page:
         return size
+    if not isinstance(stats.min, str | bytes):
+        return size  # a number that is not delivered as one
     lengths = [len(text) for text in (stats.min, stats.max)]
     return max(size, num_rows * sum(lengths) // 2)
 

@@ -92,7 +92,11 @@ class Form:
 
 
 def form_of(
-    field: pa.Field, *, path: str | None = None, dtype: str | None = None
+    field: pa.Field,
+    *,
+    path: str | None = None,
+    dtype: str | None = None,
+    any_type: bool = False,
 ) -> Form:
     """Return the column's form.
 
@@ -106,6 +110,8 @@ def form_of(
         field: Of a flat schema, see dask_loader.catalog.flat.
         path: A file that has it, for the error.
         dtype: NumPy dtype that the user wants it delivered in, or None.
+        any_type: The column is not delivered as it is: one without a tensor form is told
+            like text.
 
     Raises:
         UnsupportedTypeError: The type has no tensor form.
@@ -126,6 +132,8 @@ def form_of(
         found = dtype  # as many digits as there may be
     if found is None and not shape and _is_text(kind):
         found = ""
+    if found is None and any_type:
+        return Form(field.name, "")
     if found is None:
         raise UnsupportedTypeError(
             f"column {field.name!r} has type {field.type}, which has no tensor form; "

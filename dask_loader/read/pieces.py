@@ -16,10 +16,11 @@ from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
+from dask_loader.read.transform import Transform
 
 # Larger column chunks are decoded in parts: beyond this, Arrow's allocator gives memory
 # back between chunks and touching it anew costs more than decoding.
-_PIECE_BYTES = 16 << 20
+PIECE_BYTES = 16 << 20
 _MAX_PIECE_ROWS = 1 << 20
 # Columns that are decoded by one call together take about this much.
 DECODING_BYTES = 8 << 20
@@ -99,6 +100,8 @@ def bundles(
     if mixed:
         share = _MIXED_BYTES * group_rows // max(1, window_rows)
         limit = max(1, min(limit, share))
+    if options.transform is not None:
+        return [options.forms]  # it is given all columns of a row
     for form in options.forms:
         unknown = 0 if form.has_stored_width else _TEXT_ROW_BYTES
         size = max(form.row_bytes, unknown) * group_rows
@@ -153,18 +156,24 @@ def kept_tables(
     names = [form.name for form in forms]
     made = [form for form in forms if form.made]
     places = _leaves_of(file)
-    needed = {*(f.name for f in forms if not f.made), *options.filter_columns}
+    transform = options.transform
+    read = [form.name for form in forms if not form.made]
+    if transform is not None:
+        read = list(transform.inputs)
+    needed = {*read, *options.filter_columns}
     wanted = {leaf for name in needed for leaf in places.get(name, ())}
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
-    all_fixed = len(needed) == len(names) - len(made)
+    all_fixed = len(needed) == len(names) - len(made) and transform is None
     all_fixed = all_fixed and all(form.has_stored_width for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
+    if transform is not None:
+        row_bytes = max(row_bytes, transform.row_bytes)
     limit = min(max_rows, _piece_rows(file, task.row_group, unknown, row_bytes))
     if not needed:
         yield from origin_tables(task, made, limit)
         return
-    first = 0
+    first = kept = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
     flatten = partial(
@@ -178,7 +187,25 @@ def kept_tables(
             )
         if options.expression is not None:
             table = table.filter(options.expression)
+        if transform is not None and table.num_rows:
+            table, kept = _transformed(transform, table, task, made, kept)
+        elif transform is not None:
+            continue
         yield table.select(names)
+
+
+def _transformed(
+    transform: Transform,
+    table: pa.Table,
+    task: SliceTask,
+    made: Sequence[Form],
+    kept: int,
+) -> tuple[pa.Table, int]:
+    """Return a transformed table with the columns that were made besides, and its end."""
+    found = transform.apply(table, task, kept)
+    for form in made:
+        found = found.append_column(form.name, table.column(form.name))
+    return found, kept + table.num_rows
 
 
 def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> int:
@@ -263,7 +290,7 @@ def _piece_rows(
     group = file.metadata.row_group(row_group)
     encoded = sum(group.column(leaf).total_uncompressed_size for leaf in leaves)
     row_bytes: int = max(1, fixed_bytes, encoded // max(1, group.num_rows))
-    return max(1, min(_MAX_PIECE_ROWS, _PIECE_BYTES // row_bytes))
+    return max(1, min(_MAX_PIECE_ROWS, PIECE_BYTES // row_bytes))
 
 
 def require_rows(task: SliceTask, position: int) -> None:

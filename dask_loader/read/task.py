@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.nulls import NullPolicy
+
+if TYPE_CHECKING:
+    from dask_loader.read.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,12 +21,14 @@ class ReadOptions:
     Attributes:
         storage: Where the files lie.
         forms: The columns to deliver, in order, as they are delivered: cast, and those of
-            a feature together. With provenance, also those that are made.
+            a feature together. With provenance, also those that are made. With a
+            transform, of what it returns.
         nulls: What becomes of nulls.
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
         vocabularies: Of each column that is delivered as codes.
+        transform: Makes the columns to deliver of those of the files.
     """
 
     storage: Storage
@@ -33,10 +38,13 @@ class ReadOptions:
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
     vocabularies: tuple[tuple[str, Vocabulary], ...] = ()
+    transform: Transform | None = None
 
     @property
     def dictionaries(self) -> tuple[str, ...]:
         """The columns that are read as dictionaries; filters need their values."""
+        if self.transform is not None:
+            return ()  # and so does the user's function
         names = (name for name, _ in self.vocabularies)
         return tuple(name for name in names if name not in self.filter_columns)
 

@@ -23,6 +23,7 @@ from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
 from dask_loader.read.pieces import (
     DECODING_BYTES,
+    PIECE_BYTES,
     bundles,
     open_slice,
     table_pieces,
@@ -76,6 +77,10 @@ def read_window(
         if order is None:
             for part in parts:
                 sink.put(part)
+        elif task.options.transform is not None:
+            # All columns come together, so none is kept until it is whole.
+            for part in parts:
+                sink.spread(part)
         else:
             sink.mix(bundle, list(parts))
     return sink.finish()
@@ -87,6 +92,9 @@ def scratch_bytes(task: WindowTask) -> int:
     row_bytes = sum(form.row_bytes for form in task.options.forms)
     most = DECODING_BYTES if task.chain is None else CHAIN_BYTES
     decoding = min(most, largest * row_bytes)
+    transform = task.options.transform
+    if transform is not None:  # what it is given, what it returns, and its mixed rows
+        return decoding + min(3 * PIECE_BYTES, 3 * largest * transform.row_bytes)
     if task.key is None:
         return decoding
     found = bundles(
@@ -209,6 +217,15 @@ class _Sink:
         for form, column in zip(forms, table.columns, strict=True):
             if form.is_fixed:
                 self._copy(form, column, self._arrays[form.name], at, piece)
+            else:
+                self._keep(form, column, piece)
+
+    def spread(self, part: _Part) -> None:
+        """Take a part of a window that is mixed, all columns of some rows."""
+        piece, forms, at, table = part
+        for form, column in zip(forms, table.columns, strict=True):
+            if form.is_fixed:
+                self._scatter(form, column, at, piece)
             else:
                 self._keep(form, column, piece)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -99,6 +100,27 @@ def test_a_client_of_dask_takes_the_object(opened: Open) -> None:
         assert c.address in client._repr_html_()
 
 
+def test_logs_are_told_by_name(opened: Open) -> None:
+    def say() -> None:
+        logging.getLogger("distributed.worker").error("first")
+        logging.getLogger("distributed.worker").error("the task's own words")
+
+    with opened() as c:
+        names = {
+            str(w["name"]) for w in c.client().scheduler_info()["workers"].values()
+        }
+        c.client().run(say)
+        logs = c.logs(num_lines=1)
+        assert set(logs) == {"scheduler", *names}
+        for name in names:
+            assert "the task's own words" in logs[name]
+            assert "first" not in logs[name]
+        for text in ("num_lines=0 must be", "timeout_s=0 must be"):
+            name = text.split("=")[0]
+            with pytest.raises(SpecError, match=text):
+                c.logs(**{name: 0})
+
+
 def test_waiting_ends_when_enough_workers_are_there(opened: Open) -> None:
     with opened() as c:
         c.wait_for_workers(0, timeout_s=10)
@@ -178,6 +200,7 @@ def test_after_close_everything_but_close_is_refused(opened: Open) -> None:
         c.client,
         lambda: c.scale(1),
         lambda: c.wait_for_workers(1),
+        c.logs,
         lambda: c.address,
         lambda: c.scheduler_address,
         lambda: c.security,

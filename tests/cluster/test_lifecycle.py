@@ -14,6 +14,7 @@ class _Launcher:
     kind = "fake"
     security = None
     dashboard_link = None
+    troubles = ("worker 7 was given up",)
 
     def __init__(self, address: str, error: BaseException | None = None) -> None:
         self.address = address
@@ -27,6 +28,9 @@ class _Launcher:
 
     def scale(self, num_workers: int, *, timeout_s: float) -> None:  # noqa: ARG002
         self.calls.append(f"scale {num_workers}")
+
+    def logs(self, *, num_lines: int, timeout_s: float) -> dict[str, str]:  # noqa: ARG002
+        return {"7": "its last words"}
 
     def close(self) -> None:
         self.calls.append("close")
@@ -76,3 +80,27 @@ def test_scaling_asks_the_launcher_and_believes_the_scheduler(foreign) -> None:
         ):
             opened.scale(1, timeout_s=0.2)
     assert launcher.calls == ["start", "scale 2", "scale 1", "close"]
+
+
+def test_what_was_given_up_is_told_and_logs_are_put_together(foreign) -> None:
+    with open_cluster(_Launcher(foreign.address), num_workers=2, timeout_s=60) as c:
+        assert repr(c).endswith(" workers=2; worker 7 was given up>")
+        with pytest.raises(
+            WorkersMissingError, match=r"s \(worker 7 was given up\); look"
+        ):
+            c.wait_for_workers(9, timeout_s=0.2)
+        assert c.logs()["7"] == "its last words"
+        assert len(c.logs()) == 4  # the scheduler's and two workers' too
+
+
+def test_logs_of_a_scheduler_that_died_are_what_the_launcher_kept(
+    start_foreign,
+) -> None:
+    with start_foreign() as own:
+        c = open_cluster(_Launcher(own.address), num_workers=0, timeout_s=60)
+        own.scheduler.kill()
+        own.scheduler.wait(30)
+        logs = c.logs(timeout_s=1)
+        assert logs["7"] == "its last words"
+        assert "no Dask scheduler answers at" in logs["scheduler"]
+        c.close()

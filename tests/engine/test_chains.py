@@ -291,8 +291,11 @@ def test_an_error_in_the_middle_of_a_chain_leaves_no_chain_and_no_file(tmp_path)
 
 
 def _start_counting(dask_worker: Any, count: Any) -> None:
+    from dask_loader.engine.worker import resources
     from dask_loader.read import chains, pieces
 
+    # Killed consumers of other tests on this cluster may have left some.
+    resources().chains.drop_idle()
     dask_worker.decoded = []
     real, counting = count(dask_worker.decoded)
     dask_worker.uncounted = (real, chains._MAX_BATCH_ROWS)

@@ -41,8 +41,7 @@ def kept_copy(batch: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("way", ["memory", "files"])
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(("way", "shuffle"), [("memory", False), ("files", True)])
 def test_a_worker_that_goes_on_after_its_window_was_read_elsewhere_changes_nothing(
     start_faulty, wide_data, wait_until, assert_same, monkeypatch, dropped, way, shuffle
 ):
