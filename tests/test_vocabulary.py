@@ -556,3 +556,19 @@ def test_too_many_values_are_refused_where_they_are_found(
     text = r"together with those of 1 others \(largest: \['city', 'text'\]\)"
     with pytest.raises(ConfigError, match=text):
         make(folder, vocabulary={"city": CITIES, "text": CITIES}, footer_cache=False)
+
+
+def test_masked_nulls_have_code_0_and_a_mask_and_tables_have_no_codes(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"v": ["b", None, "a"], "l": [["b"], None, ["a"]]}), file)
+    asked = {"v": True, "l": True}
+    with make(file, vocabulary=asked, nulls="mask") as dataset:
+        assert dataset.vocabulary["v"] == ("a", "b")
+        batch = dataset.peek()
+    assert batch["v"].tolist() == [1, 0, 0]
+    assert batch["v__valid"].tolist() == [True, False, True]
+    assert batch["l"].values.tolist() == [1, 0]
+    with pytest.raises(ConfigError, match="makes tensors, and output_format="):
+        make(file, vocabulary=asked, output_format="arrow")

@@ -29,6 +29,7 @@ class ReadOptions:
         verify_checksums: Check the pages' checksums where there are any.
         vocabularies: Of each column that is delivered as codes.
         transform: Makes the columns to deliver of those of the files.
+        own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
 
     storage: Storage
@@ -39,6 +40,7 @@ class ReadOptions:
     verify_checksums: bool = True
     vocabularies: tuple[tuple[str, Vocabulary], ...] = ()
     transform: Transform | None = None
+    own_types: bool = False
 
     @property
     def dictionaries(self) -> tuple[str, ...]:
