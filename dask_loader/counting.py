@@ -98,7 +98,7 @@ def _count(
             for chunk in chunks
         ]
         # Nothing else of the options, so that tasks of equal names are equal.
-        only = replace(read_options, forms=(), nulls=NullPolicy())
+        only = replace(read_options, forms=(), nulls=NullPolicy(), vocabularies=())
         names = [_task_name(catalog, only, item) for item in items]
         found = engine.map(partial(count_rows, only), items, names=names)
         for chunk, part in zip(chunks, found, strict=True):

@@ -102,9 +102,14 @@ class ParquetDataset(IterableDataset[Any]):
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
+        vocabulary: {column: True, or a list of all its values}: text, bytes and integers
+            are delivered as int32, each value as its place in that list, or in the sorted
+            values of all files, which are found by reading the column once, and
+            remembered; see the property of the same name.
         output_format: "torch": dicts as above. "numpy": the same with NumPy arrays.
             "arrow": each batch a pyarrow.Table of columns as files have them, nulls and
-            nested types included; nulls, features, dtypes and ragged do not apply.
+            nested types included; features, dtypes, nulls, ragged and vocabulary do not
+            apply.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -161,6 +166,7 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         ragged: Any = "jagged",
+        vocabulary: Any = None,
         output_format: OutputFormat = "torch",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
@@ -196,13 +202,14 @@ class ParquetDataset(IterableDataset[Any]):
                 dtypes=dtypes,
                 nulls=None if nulls == "error" else nulls,
                 ragged=None if ragged == "jagged" else ragged,
+                vocabulary=vocabulary,
             ),
         )
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
         layout = check_layout(partitioning, schema, on_bad_files)
-        delivery = check_delivery(features, dtypes, ragged)
+        delivery = check_delivery(features, dtypes, ragged, vocabulary)
         function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
@@ -254,6 +261,12 @@ class ParquetDataset(IterableDataset[Any]):
                 fields[form.name] = mask_field(form, schema)
         schema = pa.schema(fields.values())
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
+
+    @property
+    def vocabulary(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each column that comes as codes: code i is the i-th."""
+        found = self._read_options.vocabularies
+        return {name: tuple(made.values.to_pylist()) for name, made in found}
 
     @property
     def num_rows(self) -> int:

@@ -164,7 +164,7 @@ def test_padding_that_memory_cannot_hold_is_refused_before_reading(path: Path) -
     make(path, **options, ragged={"n": (8, 0)}).close()
     with (
         make(path, **options, ragged={"n": (1 << 16, 0)}) as dataset,
-        pytest.raises(PlanError, match="windows of .* in hand"),
+        pytest.raises(PlanError, match=r"windows of .* in hand"),
     ):
         next(iter(dataset))
 

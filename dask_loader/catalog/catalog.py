@@ -78,6 +78,7 @@ class Catalog:
         may_keep: Row groups that statistics do not rule out, bool, shape (row groups,).
         ruled_out: Files of which the filters keep no row, by their keys alone.
         skipped: Files that are left out as they cannot be read, and why.
+        vocabularies: Column and digest of each vocabulary, for fingerprints.
         made: Names and forms of what a transform makes of the columns, for fingerprints.
     """
 
@@ -101,6 +102,7 @@ class Catalog:
     may_keep: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))
     ruled_out: tuple[int, ...] = ()
     skipped: tuple[tuple[str, str], ...] = ()
+    vocabularies: tuple[tuple[str, str], ...] = ()
     made: tuple[Any, ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
@@ -137,6 +139,8 @@ class Catalog:
                 "filters": self.filter_text,
             }
             parts.update(self._fit_parts(parts))
+            if self.vocabularies:
+                parts["vocabulary"] = sorted(self.vocabularies)
             self._prints.update({name: _hash(part) for name, part in parts.items()})
         return dict(self._prints)
 

@@ -35,7 +35,7 @@ class NullPolicy:
         for name, value in self.fills:
             if name == form.name:
                 return True, value
-        if self.nan and form.number and np.dtype(form.number).kind == "f":
+        if self.nan and _is_float(form):
             return True, float("nan")
         return False, None
 
@@ -72,6 +72,8 @@ def make_null_policy(
                 f"nulls={nulls!r} names {name!r}, which is not among the columns that "
                 f"are delivered: {list(by_name)!r}"
             )
+        if by_name[name].coded:
+            continue  # a value of the vocabulary, checked with it
         _check_fill(by_name[name], value)
         if schema is not None and not by_name[name].number and value is not None:
             _check_text(name, schema.field(name).type, value)
@@ -82,8 +84,7 @@ def null_error(
     form: Form, count: int, *, path: str, row_group: int, where: str = ""
 ) -> NullError:
     """Describe nulls for which there is no policy."""
-    is_float = form.number and np.dtype(form.number).kind == "f"
-    nan = 'nulls="nan" (for float columns), ' if is_float else ""
+    nan = 'nulls="nan" (for float columns), ' if _is_float(form) else ""
     number = "" if count < 0 else f"{count} "
     return NullError(
         f"column {form.name!r} has {number}nulls in {path!r}, row group {row_group}"
@@ -93,6 +94,11 @@ def null_error(
         row_group=row_group,
         column=form.name,
     )
+
+
+def _is_float(form: Form) -> bool:
+    # Codes are never NaN, whatever dtype they are cast to.
+    return bool(form.number) and np.dtype(form.number).kind == "f" and not form.coded
 
 
 def _check_text(name: str, kind: pa.DataType, value: str | bytes) -> None:

@@ -78,6 +78,7 @@ def open_slice(
         task.stamp,
         verify_checksums=options.verify_checksums,
         digest=task.digest,
+        dictionaries=options.dictionaries,
     ) as file:
         check_group(file, task)
         yield file
@@ -184,7 +185,7 @@ def kept_tables(
     first = kept = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    shape = partial(_shape, nested=options.filter_columns)
+    shape = partial(_shape, nested=options.filter_columns, encoded=options.dictionaries)
     if options.own_types:
         shape = partial(shape, own=read)
     for table in (_whole if whole else _batches)(file, task, leaves, limit, shape):
@@ -240,6 +241,20 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     )
 
 
+def column_tables(
+    file: pq.ParquetFile, task: SliceTask, name: str
+) -> Iterator[pa.Table]:
+    """Yield one column of a whole row group, dictionaries as such.
+
+    Raises:
+        BadFileError: It cannot be decoded.
+    """
+    leaves = list(_leaves_of(file)[name])
+    limit = _piece_rows(file, task.row_group, leaves, 0)
+    flatten = partial(flatten_table, encoded=(name,))
+    yield from _batches(file, task, leaves, limit, flatten)
+
+
 def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
     # Asked for with each bundle of columns, and slow for a thousand of them.
     found = _leaves.get(file)
@@ -249,10 +264,13 @@ def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
 
 
 def _shape(
-    table: pa.Table, nested: Sequence[str] = (), own: Sequence[str] = ()
+    table: pa.Table,
+    nested: Sequence[str] = (),
+    own: Sequence[str] = (),
+    encoded: Sequence[str] = (),
 ) -> pa.Table:
     """Return a table as it was read with the columns that filters and forms name."""
-    return with_own_types(flatten_table(table, nested), table, own)
+    return with_own_types(flatten_table(table, nested, encoded), table, own)
 
 
 def _whole(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from dask_loader.catalog.fit import Fit
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
+from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.nulls import NullPolicy
 
 if TYPE_CHECKING:
@@ -28,6 +29,7 @@ class ReadOptions:
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
         fit: What makes a file's columns the dataset's.
+        vocabularies: Of each column that is delivered as codes.
         transform: Makes the columns to deliver of those of the files.
         own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
@@ -39,8 +41,17 @@ class ReadOptions:
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
     fit: Fit = field(default_factory=Fit)
+    vocabularies: tuple[tuple[str, Vocabulary], ...] = ()
     transform: Transform | None = None
     own_types: bool = False
+
+    @property
+    def dictionaries(self) -> tuple[str, ...]:
+        """The columns that are read as dictionaries; filters need their values."""
+        if self.transform is not None:
+            return ()  # and so does the user's function
+        names = (name for name, _ in self.vocabularies)
+        return tuple(name for name in names if name not in self.filter_columns)
 
 
 @dataclass(frozen=True, slots=True)
