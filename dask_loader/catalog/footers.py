@@ -197,7 +197,7 @@ def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
     path, num_bytes = file
     read = _read_local if storage.is_local else storage.fsspec().cat_file
     try:
-        tail = read(path, max(0, num_bytes - _TAIL_BYTES), num_bytes)
+        tail = read(path, start=max(0, num_bytes - _TAIL_BYTES), end=num_bytes)
         needed = int.from_bytes(tail[-8:-4], "little") + _ENDING_BYTES
         if tail[-4:] != b"PAR1" or len(tail) < _ENDING_BYTES:
             return bytes(tail)  # the parser says what is wrong
@@ -206,16 +206,16 @@ def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
                 f"the footer should have {needed} bytes, the whole file has {num_bytes}"
             )
         if needed > len(tail):
-            tail = read(path, num_bytes - needed, num_bytes)
+            tail = read(path, start=num_bytes - needed, end=num_bytes)
         return bytes(tail[-needed:])
     except Exception as error:  # each file system has its own
         raise open_error(path, error) from error
 
 
-def _read_local(path: str, start: int, stop: int) -> bytes:
+def _read_local(path: str, start: int, end: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        return file.read(stop - start)
+        return file.read(end - start)
 
 
 def _parse(tail: bytes) -> pq.ParquetFile:
