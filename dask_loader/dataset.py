@@ -107,6 +107,7 @@ class ParquetDataset(IterableDataset[Any]):
             not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
         storage_options: For fsspec.
+        filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -142,6 +143,7 @@ class ParquetDataset(IterableDataset[Any]):
         rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
         storage_options: dict[str, Any] | None = None,
+        filesystem: Any = None,
     ) -> None:
         super().__init__()
         self._options = DatasetOptions(
@@ -164,7 +166,7 @@ class ParquetDataset(IterableDataset[Any]):
         chosen = check_columns(columns)
         delivery = check_delivery(features, dtypes, ragged)
         self._where = resolve_client(client)
-        found = discover(path, storage_options)
+        found = discover(path, storage_options, filesystem)
         self._announcement: Announcement | None = None
         self._closed = False
         self._meter = Meter()

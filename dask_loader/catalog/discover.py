@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec.core import split_protocol
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from dask_loader.catalog.storage import Sight, Storage, make_storage, sight_of
+from dask_loader.catalog.storage import (
+    Sight,
+    Storage,
+    describe,
+    make_storage,
+    sight_of,
+)
 from dask_loader.errors import ConfigError, DataNotFoundError
 
 # In a folder these endings are taken for data; a file named outright may be called
@@ -37,7 +42,11 @@ class Found:
     listed: Mapping[str, Sight] = field(default_factory=dict)
 
 
-def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
+def discover(
+    path: Any,
+    storage_options: dict[str, Any] | None = None,
+    filesystem: Any = None,
+) -> Found:
     """Find the files.
 
     A folder is searched below, leaving out names that begin with "." or "_" (as Spark and
@@ -47,8 +56,10 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
     Args:
         path: Text, os.PathLike, or a non-empty list of these.
         storage_options: For fsspec.
+        filesystem: Of fsspec or pyarrow, instead of the paths' schemes.
 
     Raises:
+        StorageError: The store denies access, or fails again and again.
         ConfigError: It is none of these, or names two file systems, or a file twice.
         DataNotFoundError: Nothing is there, nothing matches, or nothing is Parquet.
     """
@@ -58,7 +69,11 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
         raise ConfigError(
             f"path={path!r} names several file systems {protocols!r}; give paths of one"
         )
-    storage = make_storage(protocols[0], storage_options)
+    _refuse_chained(entries)
+    if filesystem is None:
+        storage = make_storage(protocols[0], storage_options)
+    else:
+        storage = describe(filesystem, path, storage_options)
     file_system = storage.fsspec()
     if not storage.is_local:
         file_system.invalidate_cache()  # listings may be kept from an earlier dataset
@@ -75,6 +90,16 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
             seen.add(found)
             paths.append(found)
     return Found(storage, tuple(paths), listed)
+
+
+def _refuse_chained(entries: list[str]) -> None:
+    for entry in entries:
+        if "::" in entry:
+            raise ConfigError(
+                f"path={entry!r} chains file systems with '::', whose files cannot be "
+                "told apart when one changes; name the file system that holds the files, "
+                "or give one that is made already as filesystem="
+            )
 
 
 def _entries(path: Any) -> list[str]:
@@ -101,12 +126,13 @@ def _files(storage: Storage, entry: str, listed: dict[str, Sight]) -> Iterable[s
     stripped = file_system._strip_protocol(entry)
     if storage.is_local and split_protocol(entry)[0] is None:
         stripped = os.path.abspath(os.path.expanduser(entry))
-    if file_system.isfile(stripped):
+    kind = storage.kind(stripped)
+    if kind == "file":
         return [stripped]
-    if file_system.isdir(stripped):
-        return _below(file_system, stripped, listed)
+    if kind == "directory":
+        return _below(storage, stripped, listed)
     if _GLOB.search(stripped):
-        return _matching(file_system, stripped, listed)
+        return _matching(storage, stripped, listed)
     raise DataNotFoundError(
         f"there is nothing at {entry!r} (looked for {stripped!r}); check the path, and "
         "that this machine can see it",
@@ -114,8 +140,8 @@ def _files(storage: Storage, entry: str, listed: dict[str, Sight]) -> Iterable[s
     )
 
 
-def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]:
-    names = _list(file_system, folder, listed)
+def _below(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
+    names = _list(storage, folder, listed)
     found = [name for name in names if _is_data(name)]
     if not found:
         others = ", ".join(repr(n) for n in sorted(names)[:3]) or "no files at all"
@@ -128,13 +154,13 @@ def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]
     return sorted(found, key=_natural)
 
 
-def _matching(file_system: Any, pattern: str, listed: dict[str, Sight]) -> list[str]:
+def _matching(storage: Storage, pattern: str, listed: dict[str, Sight]) -> list[str]:
     # A dict: "**" matches folders and the files in them.
     found: dict[str, None] = {}
-    for name in sorted(file_system.glob(pattern), key=_natural):
+    for name in sorted(storage.call("glob", pattern, what="list"), key=_natural):
         last = name.rstrip("/").rpartition("/")[2]
-        if file_system.isdir(name):
-            below = _list(file_system, name, listed)
+        if storage.kind(name) == "directory":
+            below = _list(storage, name, listed)
             found.update((n, None) for n in sorted(below, key=_natural) if _is_data(n))
         elif not _hidden(last, ""):
             found[name] = None
@@ -151,10 +177,10 @@ def _is_data(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
-def _list(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]:
+def _list(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
     """Return all files below a folder that are not hidden; linked folders count."""
-    if not isinstance(file_system, LocalFileSystem):
-        infos = file_system.find(folder, detail=True)
+    if not storage.is_local:
+        infos = storage.call("find", folder, what="list", detail=True)
         shown = {n: info for n, info in infos.items() if not _hidden(n, folder)}
         listed.update(
             (n, sight_of(info)) for n, info in shown.items() if info.get("size")

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 from dask_loader.catalog.flat import flat_columns
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import pack_schema
-from dask_loader.catalog.storage import Storage, open_error
+from dask_loader.catalog.storage import Storage, gone_error, open_error
+from dask_loader.errors import DaskLoaderError
 
 # Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
 INT96_UNIT = "us"
@@ -134,7 +135,7 @@ def parse_footers(
                 metadata, read = file.metadata, schemas.of(file)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
                 found = {
-                    "digest": _digest(tail),
+                    "digest": tail_digest(tail),
                     "schema": read.packed,
                     "num_rows": [group.num_rows for group in groups],
                     "num_bytes": _decoded_bytes(row_bytes, loose, read.leaves, groups),
@@ -181,23 +182,30 @@ def footer_digest(storage: Storage, path: str) -> str:
     It holds where each column chunk lies, its sizes and statistics: a file written anew
     hardly ever has the same.
     """
-    with storage.arrow().open_input_file(path) as file:
-        size = file.size()
-        length = int.from_bytes(file.read_at(4, size - 8), "little")
-        footer = file.read_at(length, size - 8 - length)
-    return hashlib.blake2b(footer, digest_size=16).hexdigest()
+    return tail_digest(read_tail(storage, path, storage.stamp(path).num_bytes))
 
 
-def _digest(tail: bytes) -> str:
+def tail_digest(tail: bytes) -> str:
     footer = memoryview(tail)[:-_ENDING_BYTES]
     return hashlib.blake2b(footer, digest_size=16).hexdigest()
 
 
+def read_tail(storage: Storage, path: str, num_bytes: int) -> bytes:
+    """Return a file's footer as it lies in the file, with its length and magic.
+
+    Raises:
+        BadFileError: It cannot be read, or is shorter than its footer.
+        DataChangedError: It is gone.
+        StorageError: The store denies access, or fails again and again.
+    """
+    return _read_tail(storage, (path, num_bytes))
+
+
 def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
     path, num_bytes = file
-    read = _read_local if storage.is_local else storage.fsspec().cat_file
+    read = _read_local if storage.is_local else storage.fetch
     try:
-        tail = read(path, start=max(0, num_bytes - _TAIL_BYTES), end=num_bytes)
+        tail = read(path, max(0, num_bytes - _TAIL_BYTES), num_bytes)
         needed = int.from_bytes(tail[-8:-4], "little") + _ENDING_BYTES
         if tail[-4:] != b"PAR1" or len(tail) < _ENDING_BYTES:
             return bytes(tail)  # the parser says what is wrong
@@ -206,16 +214,20 @@ def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
                 f"the footer should have {needed} bytes, the whole file has {num_bytes}"
             )
         if needed > len(tail):
-            tail = read(path, start=num_bytes - needed, end=num_bytes)
+            tail = read(path, num_bytes - needed, num_bytes)
         return bytes(tail[-needed:])
+    except DaskLoaderError:
+        raise
+    except FileNotFoundError as error:
+        raise gone_error(path, error) from None
     except Exception as error:  # each file system has its own
         raise open_error(path, error) from error
 
 
-def _read_local(path: str, start: int, end: int) -> bytes:
+def _read_local(path: str, start: int, stop: int) -> bytes:
     with open(path, "rb", buffering=0) as file:
         file.seek(start)
-        return file.read(end - start)
+        return file.read(stop - start)
 
 
 def _parse(tail: bytes) -> pq.ParquetFile:

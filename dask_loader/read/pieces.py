@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from dask_loader.catalog.flat import flatten_table, leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
-from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.files import OpenFiles, decode_error, expect
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
 
@@ -81,7 +81,7 @@ def bundles(
 
     One by one would be best for the cache and the allocator, but between two calls a
     reader must get hold of the interpreter, and a busy training loop makes it wait. Filters
-    need all columns at once.
+    need all columns at once; so do remote files, where each call costs a round trip.
 
     Args:
         options: Has the columns.
@@ -89,7 +89,7 @@ def bundles(
         window_rows: Rows of the window.
         mixed: Whether the bundle's part of the whole window waits to be mixed.
     """
-    if options.expression is not None:
+    if options.expression is not None or not options.storage.is_local:
         return [options.forms]
     found: list[list[Form]] = []
     room = 0
@@ -209,6 +209,7 @@ def _whole(
 ) -> Iterator[pa.Table]:
     del num_rows
     try:
+        expect(file, task.row_group, leaves)
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
@@ -225,6 +226,7 @@ def _batches(
     nested: Sequence[str],
 ) -> Iterator[pa.Table]:
     try:
+        expect(file, task.row_group, leaves)
         for batch in file.reader.iter_batches(
             num_rows,
             row_groups=[task.row_group],
