@@ -167,6 +167,7 @@ class ParquetDataset(IterableDataset[Any]):
         delivery = check_delivery(features, dtypes, ragged)
         self._where = resolve_client(client)
         found = discover(path, storage_options, filesystem)
+        found.storage.require_reach(self._where.address)
         self._announcement: Announcement | None = None
         self._closed = False
         self._meter = Meter()
@@ -426,9 +427,7 @@ class ParquetDataset(IterableDataset[Any]):
         """
         return self._pipeline().batches(run, Turn(), registry)
 
-    def nested(
-        self, batches: Generator[Any, None, None]
-    ) -> Generator[Any, None, None]:
+    def nested(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
         """Make torch.nested tensors of the columns that are to be such."""
         names = {form.name for form in self._read_options.forms if form.nested}
         return nest_each(batches, names) if names else batches

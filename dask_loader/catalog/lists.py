@@ -43,7 +43,7 @@ def check_ragged(ragged: Any) -> Lists:
     if not isinstance(ragged, Mapping):
         raise ConfigError(
             f'ragged={ragged!r} must be "jagged", "nested", or a dict {{column: '
-            '(length, fill)}'
+            "(length, fill)}"
         )
     return Lists(columns=tuple((str(n), _way(n, value)) for n, value in ragged.items()))
 
@@ -72,7 +72,9 @@ def shape_lists(forms: Sequence[Form], lists: Lists) -> tuple[Form, ...]:
                 f"delivered: {names!r}",
                 column=name,
             )
-    return tuple(_shaped(form, chosen.get(form.name), lists.otherwise) for form in forms)
+    return tuple(
+        _shaped(form, chosen.get(form.name), lists.otherwise) for form in forms
+    )
 
 
 def check_fills(forms: Sequence[Form]) -> None:

@@ -13,7 +13,7 @@ import random
 import re
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 from dask_loader.errors import DaskLoaderError, StorageError
 
@@ -56,10 +56,15 @@ def patiently(
         StorageError: The store denies access, or all tries failed.
     """
     began = time.monotonic()
+    last: BaseException
     for tries in range(1, MAX_TRIES + 1):
         try:
             return call(max(0.1, DEADLINE_S - (time.monotonic() - began)))
-        except (FileNotFoundError, NotADirectoryError, DaskLoaderError):
+        except (FileNotFoundError, NotADirectoryError) as error:
+            if not _hides_a_failure(error.__cause__):
+                raise
+            last = error.__cause__
+        except DaskLoaderError:
             raise
         except (ImportError, TypeError, AttributeError):
             raise  # a fault of a program, which no second try mends
@@ -97,7 +102,15 @@ def run_on(file_system: Any, name: str, timeout_s: float, *args: Any, **kw: Any)
         raise
 
 
-def _is_denied(error: Exception) -> bool:
+def _hides_a_failure(cause: BaseException | None) -> TypeGuard[BaseException]:
+    """Whether fsspec calls a file missing since its web server could not be asked."""
+    if cause is None or getattr(cause, "status", None) in (404, 410):
+        return False
+    passing = isinstance(cause, ConnectionError | TimeoutError)
+    return passing or type(cause).__module__.startswith("aiohttp")
+
+
+def _is_denied(error: BaseException) -> bool:
     if isinstance(error, PermissionError):
         return True
     if getattr(error, "status", None) in (401, 403):
@@ -107,7 +120,7 @@ def _is_denied(error: Exception) -> bool:
 
 
 def _denied(
-    error: Exception, what: str, path: str, scrub: Callable[[str], str]
+    error: BaseException, what: str, path: str, scrub: Callable[[str], str]
 ) -> StorageError:
     return StorageError(
         f"cannot {what} {path!r}: the store denies access ({scrub(_words(error))}); give "
@@ -117,5 +130,5 @@ def _denied(
     )
 
 
-def _words(error: Exception) -> str:
+def _words(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

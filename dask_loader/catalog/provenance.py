@@ -31,6 +31,7 @@ FIELDS = (
     pa.field(PADDED, pa.bool_(), nullable=False),
 )
 
+
 def add_provenance(
     forms: Sequence[Form], filter_columns: Sequence[str]
 ) -> tuple[Form, ...]:

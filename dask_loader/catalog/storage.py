@@ -34,7 +34,14 @@ from dask_loader.errors import (
 
 # What different fsspec file systems call "last modified" and "content tag" in info().
 _TAG_KEYS = ("ETag", "etag", "md5Hash", "checksum")
-_TIME_KEYS = ("LastModified", "last_modified", "mtime", "updated", "created")
+_TIME_KEYS = (
+    "LastModified",
+    "Last-Modified",
+    "last_modified",
+    "mtime",
+    "updated",
+    "created",
+)
 # A local file may be written again within the tick of its clock and keep its times; no
 # file system's tick is longer.
 SETTLED_NS = 2_000_000_000
@@ -93,7 +100,9 @@ class Storage:
         Raises:
             ConfigError: There is none of this name, or it does not take the options.
         """
-        return _fsspec_file_system(self, os.getpid())
+        if self.pickled or self.protocol in _OWN:
+            return _own_file_system(self, os.getpid())
+        return _open(self)
 
     def call(self, name: str, path: str, *, what: str, **options: Any) -> Any:
         """Call a method of the fsspec file system, again where that may help.
@@ -128,6 +137,19 @@ class Storage:
             return str(self.call("info", path, what="look at")["type"])
         except (FileNotFoundError, NotADirectoryError):
             return ""
+
+    def require_reach(self, address: str | None) -> None:
+        """Raise if the workers of a cluster at an address could not see the files.
+
+        Raises:
+            ConfigError: The files are in this process's memory.
+        """
+        if self.protocol == "memory" and address is not None:
+            raise ConfigError(
+                f"memory:// lies in this process, where Dask's workers at {address!r} "
+                'cannot see it; read it with client="threads", or put the files where '
+                "the workers can"
+            )
 
     def fetch(self, path: str, start: int, stop: int) -> bytes:
         """Return bytes [start, stop) of a file that is not local.
@@ -313,35 +335,63 @@ _PACKAGES = {
 }
 
 
+# Those whose tries and timeouts are ours, so that none is shared with the user's.
+_OWN = ("s3", "s3a", "http", "https")
+
+
+class _Wrapped(fsspec.implementations.arrow.ArrowFSWrapper):  # type: ignore[misc]
+    """A file system of pyarrow's with fsspec's face."""
+
+    def cat_file(
+        self, path: str, start: int | None = None, end: int | None = None, **_: Any
+    ) -> Any:
+        # The wrapper's own reads from a stream, which cannot seek.
+        with self.fs.open_input_file(path) as file:
+            first = start or 0
+            return file.read_at((file.size() if end is None else end) - first, first)
+
+
 @lru_cache(maxsize=32)
-def _fsspec_file_system(storage: Storage, _pid: int) -> Any:
-    if storage.pickled:
-        given = pickle.loads(storage.pickled)
-        if isinstance(given, arrow_fs.FileSystem):
-            return fsspec.implementations.arrow.ArrowFSWrapper(given)
-        return given
-    names = sorted(name for name, _ in storage.options)
+def _own_file_system(storage: Storage, _pid: int) -> Any:
+    if not storage.pickled:
+        return _open(storage)
+    given = pickle.loads(storage.pickled)
+    return _Wrapped(given) if isinstance(given, arrow_fs.FileSystem) else given
+
+
+def _open(storage: Storage) -> Any:
     try:
         return _make(storage.protocol, dict(storage.options))
     except ImportError as error:
-        package, extra = _PACKAGES.get(storage.protocol, (str(error.name), ""))
+        package, extra = _PACKAGES.get(storage.protocol, ("", ""))
+        if not package:
+            raise _open_failure(storage, error) from None
         hint = f" (or pip install 'dask-loader[{extra}]')" if extra else ""
         raise ConfigError(
             f"{storage.protocol}:// needs the package {package!r}, which is not "
             f"installed: pip install {package}{hint}, on each machine that reads"
         ) from error
     except (ValueError, TypeError) as error:
-        raise ConfigError(
-            f"cannot open the file system {storage.protocol!r} with storage_options "
-            f"{names!r}: {storage.scrub(str(error))}; correct the URL or the options"
-        ) from None
+        raise _open_failure(storage, error) from None
+
+
+def _open_failure(storage: Storage, error: Exception) -> ConfigError:
+    names = sorted(name for name, _ in storage.options)
+    return ConfigError(
+        f"cannot open the file system {storage.protocol!r} with storage_options "
+        f"{names!r}: {storage.scrub(str(error))}; install the package that serves it, or "
+        "correct the URL or the options"
+    )
 
 
 def _make(protocol: str, options: dict[str, Any]) -> Any:
     if protocol in ("s3", "s3a"):
         # Silence is given up early, and tries are counted in one place: patience.py.
-        ours = {"connect_timeout": SILENCE_S, "read_timeout": SILENCE_S}
-        ours["retries"] = {"max_attempts": 0}  # type: ignore[assignment]
+        ours: dict[str, Any] = {
+            "connect_timeout": SILENCE_S,
+            "read_timeout": SILENCE_S,
+            "retries": {"max_attempts": 0},
+        }
         options["config_kwargs"] = ours | options.get("config_kwargs", {})
         system = fsspec.filesystem(protocol, **options, skip_instance_cache=True)
         system.retries = 1

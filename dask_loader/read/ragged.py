@@ -81,7 +81,7 @@ def copy_padded(
             raise MisfitError(
                 f"the longest list has {longest} elements, more than the {pad.length} of "
                 f"ragged={{{form.name!r}: ({pad.length}, {pad.fill!r})}}",
-                f"give a greater length, or ({pad.length}, {pad.fill!r}, \"cut\") to lose "
+                f'give a greater length, or ({pad.length}, {pad.fill!r}, "cut") to lose '
                 "the ends of longer lists",
             )
         array = pc.list_slice(array, 0, pad.length)

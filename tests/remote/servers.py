@@ -83,7 +83,9 @@ class _RangeHandler(BaseHTTPRequestHandler):
                 start = max(0, stop - int(high))
         self.send_response(206 if asked else 200)
         if asked:
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{stat.st_size}")
+            self.send_header(
+                "Content-Range", f"bytes {start}-{stop - 1}/{stat.st_size}"
+            )
         self.send_header("Accept-Ranges", "bytes")
         self.send_header("Content-Length", str(stop - start))
         if self.server.with_tags:
@@ -114,7 +116,7 @@ class FaultProxy(_Server):
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
-        self.fault, self.share, self.only = "", 1.0, "GET"
+        self.fault, self.share = "", 1.0
         self.log = list[tuple[str, str, str]]()
         self.faults = Counter[str]()
         self.hang = threading.Event()
@@ -133,7 +135,7 @@ class FaultProxy(_Server):
         self.faults.clear()
         self._random.seed(0)
 
-    def draw(self, method: str) -> str:
+    def draw(self) -> str:
         """Return what is to befall a request."""
         with self._lock:
             if not self.fault or self._random.random() >= self.share:
@@ -153,7 +155,7 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked = self.headers.get("Range", "")
         self.server.log.append((self.command, self.path, asked))
-        fault = self.server.draw(self.command)
+        fault = self.server.draw()
         if fault == "503":
             self._send(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
             return
