@@ -17,10 +17,13 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.agree import Agreement
 from dask_loader.batch.epochs import Announcement, Start
+from dask_loader.batch.formats import arrow_each, numpy_each
 from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
+from dask_loader.catalog.formats import OutputFormat, check_format
+from dask_loader.catalog.masks import mask_field
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
@@ -36,6 +39,7 @@ from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
 from dask_loader.plan.share import Uneven
 from dask_loader.prepare import load_catalog
+from dask_loader.read.transform import Function
 from dask_loader.run import ROWS_PER_STEP, Progress, Run
 from dask_loader.transfer.slabs import Registry
 from dask_loader.transfer.window import WindowData
@@ -89,10 +93,17 @@ class ParquetDataset(IterableDataset[Any]):
             that NumPy promotes theirs to, or that of dtypes.
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
-        nulls: "error"; "nan", for float columns; or {column: value}.
+        nulls: "error"; "nan", for float columns; {column: value}; or "mask": nulls become
+            0 or "", and a bool tensor `<column>__valid` tells which rows (or elements of
+            fixed-size lists) are none, for each column that may hold nulls by its schema.
+            Of lists of any length it tells the rows, and `<column>__items_valid` the
+            elements.
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
+        output_format: "torch": dicts as above. "numpy": the same with NumPy arrays.
+            "arrow": each batch a pyarrow.Table of columns as files have them, nulls and
+            nested types included; nulls, features, dtypes and ragged do not apply.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -106,6 +117,11 @@ class ParquetDataset(IterableDataset[Any]):
             next start, in a folder of the user's cache folder or in this one; False for
             not. The environment variable
             DASK_LOADER_FOOTER_CACHE (0, or a folder) says what True means.
+        transform: A function that is given a pyarrow.Table with the columns asked for, of
+            some rows that the filters kept, and returns a pyarrow.Table of as many rows,
+            whose columns are delivered. It runs where rows are decoded. What it makes of
+            a row must not depend on other rows. It is tried on the first rows when the
+            dataset is made. See docs/transforms.md.
         storage_options: For fsspec.
         filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
 
@@ -136,12 +152,14 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         ragged: Any = "jagged",
+        output_format: OutputFormat = "torch",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
         rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
+        transform: Callable[[pa.Table], pa.Table] | None = None,
         storage_options: dict[str, Any] | None = None,
         filesystem: Any = None,
     ) -> None:
@@ -160,11 +178,20 @@ class ParquetDataset(IterableDataset[Any]):
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
             provenance=provenance,
+            output_format=check_format(
+                output_format,
+                batch_size=batch_size,
+                features=features,
+                dtypes=dtypes,
+                nulls=None if nulls == "error" else nulls,
+                ragged=None if ragged == "jagged" else ragged,
+            ),
         )
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
         delivery = check_delivery(features, dtypes, ragged)
+        function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
         found = discover(path, storage_options, filesystem)
         found.storage.require_reach(self._where.address)
@@ -183,6 +210,7 @@ class ParquetDataset(IterableDataset[Any]):
                 filters=filters,
                 nulls=nulls,
                 delivery=delivery,
+                transform=function,
                 # More ranks' splits begin where the number of all rows says.
                 ahead=ahead if world.world_size == 1 else None,
             )
@@ -204,7 +232,15 @@ class ParquetDataset(IterableDataset[Any]):
     @property
     def schema(self) -> pa.Schema:
         """The delivered columns in Arrow's types, with units and time zones."""
+        transform = self._read_options.transform
         schema = self._catalog.delivered_schema
+        if transform is not None:
+            schema = transform.schema
+        fields = {field.name: field for field in schema}
+        for form in self._read_options.forms:
+            if form.mask_of:
+                fields[form.name] = mask_field(form, schema)
+        schema = pa.schema(fields.values())
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
 
     @property
@@ -233,7 +269,14 @@ class ParquetDataset(IterableDataset[Any]):
         """
         run = self._course.plan_next(self.world)
         reader = self._pipeline().engine.name
-        return explain(self._catalog, self._options, run, reader=reader)
+        transform = self._read_options.transform
+        return explain(
+            self._catalog,
+            self._options,
+            run,
+            reader=reader,
+            transform=None if transform is None else transform.description,
+        )
 
     def stats(self) -> dict[str, float]:
         """Return counts and seconds so far in this process; see metrics.LABELS.
@@ -376,7 +419,7 @@ class ParquetDataset(IterableDataset[Any]):
         pipeline = self._pipeline()
         done = progress.num_items if progress else 0
         if self._options.batch_size is not None:
-            return self.nested(pipeline.batches(run, replace(turn, done=done)))
+            return self.formatted(pipeline.batches(run, replace(turn, done=done)))
         steps, rows = divmod(done, ROWS_PER_STEP)
         turn = replace(turn, length=run.rows_turn, done=steps)
         return pipeline.rows(run, turn, skip=rows)
@@ -427,10 +470,21 @@ class ParquetDataset(IterableDataset[Any]):
         """
         return self._pipeline().batches(run, Turn(), registry)
 
-    def nested(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
-        """Make torch.nested tensors of the columns that are to be such."""
+    def formatted(
+        self, batches: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        """Make of batches what the user wants: torch.nested tensors, NumPy or Arrow."""
+        if self._options.output_format == "numpy":
+            return numpy_each(batches)
+        if self._options.output_format == "arrow":
+            return arrow_each(batches, self.schema)
         names = {form.name for form in self._read_options.forms if form.nested}
         return nest_each(batches, names) if names else batches
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """What batches are made of."""
+        return self._options.output_format
 
     def cut(
         self,

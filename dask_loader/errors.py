@@ -14,6 +14,7 @@
     │   ├── UnsupportedTypeError       a column has no tensor form
     │   ├── NullError                  nulls, and no policy for them
     │   ├── CastError                  a value does not fit the form asked for
+    │   ├── TransformError             transform= failed, or broke its promise
     │   └── DataChangedError           a file is not the one the catalog was read from
     ├── EngineError                    the work could not be done
     │   ├── SchedulerUnreachableError  no Dask scheduler answers
@@ -128,6 +129,10 @@ class NullError(DataError):
 
 class CastError(DataError):
     """A value does not fit what its column is delivered as: a dtype, a length, codes."""
+
+
+class TransformError(DataError):
+    """The user's transform failed, or did not return the rows or columns it must."""
 
 
 class DataChangedError(DataError):

@@ -21,7 +21,14 @@ from dask_loader.units import format_bytes
 _WELL_MIXED = 0.5
 
 
-def explain(catalog: Catalog, options: DatasetOptions, run: Run, *, reader: str) -> str:
+def explain(
+    catalog: Catalog,
+    options: DatasetOptions,
+    run: Run,
+    *,
+    reader: str,
+    transform: str | None = None,
+) -> str:
     """Describe a rank's run in a few lines.
 
     Args:
@@ -29,11 +36,13 @@ def explain(catalog: Catalog, options: DatasetOptions, run: Run, *, reader: str)
         options: Of the dataset.
         run: One epoch of one rank.
         reader: Who reads, for people.
+        transform: What is done to the rows, for people.
     """
     return "\n".join(
         [
             *_data_lines(catalog),
             *_order_lines(catalog, options, run),
+            *([] if transform is None else [transform]),
             f"read by: {reader}",
         ]
     )

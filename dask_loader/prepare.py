@@ -3,27 +3,35 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from dask_loader.catalog.cache import open_cache
 from dask_loader.catalog.catalog import Catalog, read_catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
-from dask_loader.catalog.forms import Form
+from dask_loader.catalog.formats import whole_forms
+from dask_loader.catalog.forms import Form, form_of
+from dask_loader.catalog.masks import with_masks
 from dask_loader.catalog.provenance import add_provenance
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
-from dask_loader.errors import DaskLoaderError, NullError
+from dask_loader.engine.threads import ThreadsEngine
+from dask_loader.errors import DaskLoaderError, NullError, UnsupportedTypeError
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.schedule import Request
 from dask_loader.plan.stage import Stage
-from dask_loader.read.nulls import make_null_policy, null_error
+from dask_loader.read.nulls import NullPolicy, make_null_policy, null_error
 from dask_loader.read.task import ReadOptions, WindowTask
+from dask_loader.read.transform import Function, Transform
+from dask_loader.read.trial import Trial, try_transform
 from dask_loader.run import Run, make_run
 from dask_loader.transfer.window import block_bytes
 from dask_loader.world import World
@@ -38,6 +46,7 @@ def load_catalog(
     filters: Any,
     nulls: Any,
     delivery: Delivery,
+    transform: Function | None = None,
     ahead: Ahead | None = None,
 ) -> tuple[Catalog, ReadOptions]:
     """Read the catalog, check the nulls, and count what the filters keep.
@@ -50,6 +59,7 @@ def load_catalog(
         filters: As the user gave them.
         nulls: As the user gave them.
         delivery: How columns are delivered.
+        transform: What they are made of: the function of the user.
         ahead: Begins the first windows while the other footers are read, where the order
             lets it. Windows are left in it, also after an error.
 
@@ -67,23 +77,52 @@ def load_catalog(
         except DaskLoaderError:
             return  # what is wrong is said in its turn, once all footers are read
 
+    own_types = options.output_format == "arrow"
     in_order = not options.shuffle and options.num_splits in (None, 1)
+    begins = ahead is not None and in_order and filters is None and transform is None
     cache = open_cache(options.footer_cache, os.environ)
     catalog = read_catalog(
         found.storage,
         found.paths,
-        columns=delivery.columns(columns),
+        # With a transform, features and dtypes are of what it makes.
+        columns=delivery.columns(columns) if transform is None else columns,
         filters=filters,
         run=engine.map,
         listed=found.listed,
         cache=cache,
-        dtypes=delivery.wanted_dtypes,
-        on_front=begin if ahead is not None and in_order and filters is None else None,
+        dtypes=delivery.wanted_dtypes if transform is None else None,
+        any_type=transform is not None or own_types,
+        own_types=own_types,
+        on_front=begin if begins else None,
     )
+    if transform is not None:
+        plain = ReadOptions(
+            storage=catalog.storage,
+            forms=(),
+            nulls=NullPolicy(),
+            expression=catalog.expression,
+            filter_columns=catalog.filter_columns,
+            verify_checksums=options.verify_checksums,
+            own_types=own_types,
+        )
+        if catalog.expression is not None:
+            catalog = with_counted_rows(catalog, plain, engine, cache)
+        tried = _try(transform, catalog, plain, engine)
+        read_options = _read_options(
+            catalog, options, nulls=nulls, delivery=delivery, transform=tried
+        )
+        growth = _growth(catalog, read_options.forms, tried)
+        made = tuple(
+            (f.name, f.dtype, f.shape, f.depth, f.items)
+            for f in read_options.forms
+            if not f.made
+        )
+        return replace(catalog, growth=growth, made=made), read_options
     read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
     catalog = replace(catalog, growth=_growth(catalog, read_options.forms))
     if catalog.expression is None:
-        _check_nulls(catalog, read_options)
+        if not own_types:
+            _check_nulls(catalog, read_options)
     else:
         catalog = with_counted_rows(catalog, read_options, engine, cache)
     return catalog, read_options
@@ -105,6 +144,10 @@ def window_task(
         // int(catalog.num_rows[piece.group])
         for piece in window.slices
     ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
+    if read_options.own_types:
+        texts += window.num_rows * sum(form.row_bytes for form in catalog.forms)
+    if read_options.transform is not None:
+        texts = window.num_rows * read_options.transform.loose_row_bytes
     # Only a slice larger than a window is cut into several, each a window of its own.
     piece = window.slices[-1]
     last = run.epoch.split(window.split).num_windows - 1
@@ -138,11 +181,69 @@ def _sure_windows(
     ]
 
 
+def _try(
+    function: Function, catalog: Catalog, options: ReadOptions, engine: Engine
+) -> Transform:
+    """Run a transform on the first rows, where all others will be read."""
+    transform = Transform(
+        function=function,
+        inputs=tuple(f.name for f in catalog.forms),
+        own_types=options.own_types,
+    )
+    if not isinstance(engine, ThreadsEngine):
+        _ = function.payload  # raises
+    piece = None
+    kept = np.flatnonzero(catalog.num_kept > 0)
+    if len(kept):
+        group = int(kept[0])
+        piece = slice_task(catalog, group, 0, int(catalog.num_kept[group]))
+    trial = Trial(
+        options=options,
+        forms=catalog.forms,
+        schema=catalog.delivered_schema,
+        transform=transform,
+    )
+    (sample,) = engine.map(partial(try_transform, trial), [piece])
+    if sample.depends:
+        warnings.warn(
+            f"{transform.text} made something else of a row alone than with others beside "
+            "it; which rows it is given together depends on row groups and memory, so "
+            "batches may differ from run to run: make each row of its own columns only, "
+            "without chance",
+            stacklevel=4,
+        )
+    fields = zip(sample.schema, sample.column_bytes, strict=True)
+    loose = [
+        size for field, size in fields if not form_of(field, any_type=True).is_fixed
+    ]
+    return replace(
+        transform,
+        schema=sample.schema,
+        row_bytes=max(1, sum(sample.column_bytes)),
+        loose_row_bytes=sum(loose),
+    )
+
+
 def _read_options(
-    catalog: Catalog, options: DatasetOptions, *, nulls: Any, delivery: Delivery
+    catalog: Catalog,
+    options: DatasetOptions,
+    *,
+    nulls: Any,
+    delivery: Delivery,
+    transform: Transform | None = None,
 ) -> ReadOptions:
-    forms = deliver(catalog.forms, delivery)
-    nulls = make_null_policy(nulls, forms, catalog.schema)
+    forms, schema = catalog.forms, catalog.schema
+    if transform is not None:
+        schema, dtypes = transform.schema, delivery.wanted_dtypes
+        forms = tuple(_made_form(f, dtypes.get(f.name), transform) for f in schema)
+    own_types = options.output_format == "arrow"
+    if own_types:
+        forms, nulls = whole_forms(forms), NullPolicy()
+    else:
+        forms = deliver(forms, delivery)
+        nulls = make_null_policy(nulls, forms, schema)
+        if nulls.mask:
+            forms = with_masks(forms, _nullable(catalog, forms, transform))
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
@@ -152,18 +253,48 @@ def _read_options(
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
+        transform=transform,
+        own_types=own_types,
     )
 
 
-def _growth(catalog: Catalog, delivered: Sequence[Form]) -> float:
+def _nullable(
+    catalog: Catalog, forms: Sequence[Form], transform: Transform | None
+) -> set[str]:
+    """Return the columns that may hold nulls: the same on every rank."""
+    if transform is not None:
+        return {form.name for form in forms}
+    return {
+        form.name
+        for form in forms
+        if catalog.schema.field(form.name).nullable or form.name in catalog.null_counts
+    }
+
+
+def _made_form(field: pa.Field, dtype: str | None, transform: Transform) -> Form:
+    try:
+        return form_of(field, dtype=dtype, any_type=transform.own_types)
+    except UnsupportedTypeError as error:
+        raise UnsupportedTypeError(
+            f"{transform.text} makes a column {field.name!r} of type {field.type}, which "
+            "has no tensor form; make numbers, text, or lists of these",
+            column=field.name,
+        ) from error
+
+
+def _growth(
+    catalog: Catalog, delivered: Sequence[Form], transform: Transform | None = None
+) -> float:
     """Return the bytes of delivered rows over those of decoded rows; text left out."""
     before = sum(form.row_bytes for form in catalog.forms)
     after = sum(form.row_bytes for form in delivered)
-    if any(form.pad is not None for form in delivered):
+    if transform is not None or any(form.pad is not None for form in delivered):
         # Of how many elements a row has where it is decoded only the row groups tell.
         rows = catalog.num_rows > 0
         row_bytes = catalog.num_bytes[rows] / catalog.num_rows[rows]
         least = float(row_bytes.min(initial=np.inf))
+        if transform is not None:
+            return max(1.0, (after + transform.loose_row_bytes) / max(1.0, least))
         return max(1.0, 1 + (after - before) / max(1.0, least))
     if not before:  # all are texts, and what is made comes on top of them
         before = int(catalog.num_bytes.sum()) // max(1, int(catalog.num_rows.sum()))

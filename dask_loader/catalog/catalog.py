@@ -19,7 +19,7 @@ from dask_loader.catalog.filters import (
     may_prune,
     name_filter,
 )
-from dask_loader.catalog.flat import filter_schema, flat_schema
+from dask_loader.catalog.flat import arrow_schema, filter_schema, flat_schema
 from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
@@ -68,6 +68,7 @@ class Catalog:
             shape, -1 where the footer does not say.
         growth: Bytes of rows as they are delivered over num_bytes, at least 1: wider
             dtypes take more memory, and leave the order as it is.
+        made: Names and forms of what a transform makes of the columns, for fingerprints.
     """
 
     storage: Storage
@@ -84,6 +85,7 @@ class Catalog:
     num_kept: Ints
     null_counts: dict[str, Ints]
     growth: float = 1.0
+    made: tuple[Any, ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -114,7 +116,8 @@ class Catalog:
                     (form.name, form.dtype, form.shape)
                     + ((form.depth, form.items) if form.depth else ())
                     for form in self.forms
-                ],
+                ]
+                + list(self.made),
                 "filters": self.filter_text,
             }
             self._prints.update({name: _hash(part) for name, part in parts.items()})
@@ -140,6 +143,8 @@ def read_catalog(
     cache: FooterCache | None = None,
     on_front: Callable[[Catalog], None] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    any_type: bool = False,
+    own_types: bool = False,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -158,6 +163,8 @@ def read_catalog(
         on_front: Given the catalog of the first files, where very many footers are to be
             read, before the others are; not where those files disagree.
         dtypes: NumPy dtypes that the user wants columns in, by column.
+        any_type: Columns need no tensor form.
+        own_types: Columns are delivered as files nest them.
 
     Raises:
         ColumnError: A column is not there.
@@ -167,16 +174,25 @@ def read_catalog(
         SchemaError: Two files disagree.
         DataChangedError: A file vanished meanwhile.
     """
-    asked = f"{columns!r} {name_filter(filters)}"
+    all_columns = columns is None
+    asked = f"{columns!r} {name_filter(filters)}{' own' * own_types}"
     footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
     nested = footers.first_schema()
     schema, asked_of = flat_schema(nested), filter_schema(nested)
+    if own_types:
+        schema = arrow_schema(nested)
+        columns = tuple(nested.names) if columns is None else columns
     names = choose_columns(schema, columns, path=paths[0])
     expression = make_filter(filters, asked_of, path=paths[0])
     query = FooterQuery(
         storage=storage,
         forms=tuple(
-            form_of(schema.field(name), path=paths[0], dtype=(dtypes or {}).get(name))
+            form_of(
+                schema.field(name),
+                path=paths[0],
+                dtype=(dtypes or {}).get(name),
+                any_type=any_type,
+            )
             for name in names
         ),
         expression=expression,
@@ -190,7 +206,9 @@ def read_catalog(
     def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
         packed = table["schema"].to_pylist()
         read = query.filter_columns
-        _check_schemas(asked_of, packed, first, names, read, columns is None)
+        _check_schemas(
+            asked_of, packed, first, names, read, all_columns, own_types=own_types
+        )
         entries = tuple(
             FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
@@ -266,16 +284,27 @@ def _check_schemas(
     names: Sequence[str],
     filter_names: Sequence[str],
     all_columns: bool,
+    *,
+    own_types: bool,
 ) -> None:
     agreed = {packed[0]}  # thousands of files have few different schemas
     for path, other in zip(paths, packed, strict=True):
         if other in agreed:
             continue
+        if own_types:
+            compare_schemas(
+                arrow_schema(unpack_schema(packed[0])),
+                arrow_schema(unpack_schema(other)),
+                names=names,
+                all_columns=all_columns,
+                first_path=paths[0],
+                path=path,
+            )
         compare_schemas(
             schema,
             filter_schema(unpack_schema(other)),
-            names=dict.fromkeys((*names, *filter_names)),
-            all_columns=all_columns,
+            names=dict.fromkeys(filter_names if own_types else (*names, *filter_names)),
+            all_columns=all_columns and not own_types,
             first_path=paths[0],
             path=path,
         )

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.flat import flat_columns
+from dask_loader.catalog.flat import leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Storage, gone_error, open_error
@@ -243,7 +243,7 @@ def _parse(tail: bytes) -> pq.ParquetFile:
 class _Read:
     schema: pa.Schema
     packed: bytes
-    leaves: dict[str, int]
+    leaves: dict[str, range]
 
 
 class _Schemas:
@@ -262,17 +262,17 @@ class _Schemas:
         if not same or arrow != self._arrow:
             schema = file.schema_arrow
             self._parquet, self._arrow = parquet, arrow
-            leaves = {column.name: column.leaf for column in flat_columns(schema)}
+            leaves = leaves_of(schema)
             self._read = _Read(schema, pack_schema(schema), leaves)
         return self._read
 
 
 def _decoded_bytes(
-    row_bytes: int, loose: list[Form], leaves: dict[str, int], groups: list[Any]
+    row_bytes: int, loose: list[Form], leaves: dict[str, range], groups: list[Any]
 ) -> list[int]:
     # Fixed-width columns from the schema, text from the encoded size, lists from the number
     # of their elements: never from decoded samples, which would differ between ranks.
-    there = [(form, leaves[form.name]) for form in loose if form.name in leaves]
+    there = [(form, leaf) for form in loose for leaf in leaves.get(form.name, ())]
     return [
         g.num_rows * row_bytes
         + sum(_loose_bytes(form, g.column(leaf), g.num_rows) for form, leaf in there)
@@ -297,19 +297,21 @@ def _text_bytes(chunk: Any, num_rows: int) -> int:
     stats = chunk.statistics
     if stats is None or not stats.has_min_max or not chunk.has_dictionary_page:
         return size
+    if not isinstance(stats.min, str | bytes):
+        return size  # a number that is not delivered as one
     lengths = [len(text) for text in (stats.min, stats.max)]
     return max(size, num_rows * sum(lengths) // 2)
 
 
 def _null_counts(
-    forms: Sequence[Form], leaves: dict[str, int], groups: list[Any]
+    forms: Sequence[Form], leaves: dict[str, range], groups: list[Any]
 ) -> Iterator[tuple[str, list[int]]]:
     # The one loop over all chunks of all footers: half the cost of a cold start.
     for form in forms:
         # Of lists a footer counts the empty ones too.
-        if form.name not in leaves or form.depth:
+        if len(leaves.get(form.name, ())) != 1 or form.depth:
             continue
-        leaf, counts, said = leaves[form.name], [], False
+        leaf, counts, said = leaves[form.name][0], [], False
         for group in groups:
             stats = group.column(leaf).statistics
             known = stats is not None and stats.has_null_count

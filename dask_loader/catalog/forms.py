@@ -51,6 +51,8 @@ class Form:
         pad: Lists of any length that are given one, which shape begins with.
         nested: Whether lists of any length become a torch.nested tensor.
         coded: Whether values are delivered as their places in a vocabulary.
+        whole: Whether the column is delivered in Arrow's own type, nulls included.
+        mask_of: The column that this one tells the nulls of, or "".
     """
 
     name: str
@@ -64,6 +66,8 @@ class Form:
     pad: Padding | None = None
     nested: bool = False
     coded: bool = False
+    whole: bool = False
+    mask_of: str = ""
 
     @property
     def is_fixed(self) -> bool:
@@ -92,7 +96,11 @@ class Form:
 
 
 def form_of(
-    field: pa.Field, *, path: str | None = None, dtype: str | None = None
+    field: pa.Field,
+    *,
+    path: str | None = None,
+    dtype: str | None = None,
+    any_type: bool = False,
 ) -> Form:
     """Return the column's form.
 
@@ -106,6 +114,8 @@ def form_of(
         field: Of a flat schema, see dask_loader.catalog.flat.
         path: A file that has it, for the error.
         dtype: NumPy dtype that the user wants it delivered in, or None.
+        any_type: The column is not delivered as it is: one without a tensor form is told
+            like text.
 
     Raises:
         UnsupportedTypeError: The type has no tensor form.
@@ -126,6 +136,8 @@ def form_of(
         found = dtype  # as many digits as there may be
     if found is None and not shape and _is_text(kind):
         found = ""
+    if found is None and any_type:
+        return Form(field.name, "")
     if found is None:
         raise UnsupportedTypeError(
             f"column {field.name!r} has type {field.type}, which has no tensor form; "

@@ -35,6 +35,7 @@ from dask_loader.engine.base import (
     chain_prefix,
     describe_slices,
 )
+from dask_loader.engine.functions import Functions
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
 from dask_loader.engine.where import Where
 from dask_loader.engine.worker import end_chains, probe, run_window
@@ -47,6 +48,7 @@ from dask_loader.errors import (
     WorkersMissingError,
 )
 from dask_loader.read.task import WindowTask
+from dask_loader.read.transform import Function, load_function
 from dask_loader.transfer.parcel import Parcel
 from dask_loader.transfer.shared import Loan, SlabName
 from dask_loader.transfer.slabs import SlabPool
@@ -97,6 +99,7 @@ class DaskEngine:
         self._sharing = Sharing(memory_limit=memory_limit)
         self._received = SlabPool(0)  # only counts what came over the comm
         self._homes: dict[str, str] = {}  # worker of each chain
+        self._functions = Functions(self._submit_function)
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._client = _connect(where)
         self._executor = ThreadPoolExecutor(
@@ -191,10 +194,12 @@ class DaskEngine:
         """Submit a task, with a slab if there is one."""
         loan = self._sharing.lend(task)
         home = self._home(task)
+        task, function = self._functions.split(task)
         future = self._client.submit(
             run_window,
             task,
             None if loan is None else loan.name,
+            function,
             # The first part is what Dask's dashboard groups by.
             key=(f"read-window-{self._token}", *place),
             priority=-place[1],
@@ -203,6 +208,14 @@ class DaskEngine:
         )
         pending.begun = _Begun(future, loan, place, home)
         return pending.begun
+
+    def _submit_function(self, function: Function) -> Any:
+        return self._client.submit(
+            load_function,
+            function.name,
+            function.payload,
+            key=f"load-transform-{function.key}",
+        )
 
     def _home(self, task: WindowTask) -> str | None:
         """Return the worker that reads a chain; None where any may read the window."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from contextlib import closing
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -79,18 +81,25 @@ def resources() -> _Resources:
         return _resources
 
 
-def run_window(task: WindowTask, slab: SlabName | None) -> Parcel | Outcome:
+def run_window(
+    task: WindowTask,
+    slab: SlabName | None,
+    function: Callable[[pa.Table], Any] | None = None,
+) -> Parcel | Outcome:
     """Read a window and hand it over.
 
     Args:
         task: What to read.
         slab: Where to write it, if this process shares memory with the consumer.
+        function: What a transform calls that came without.
 
     Returns:
         What became of the slab, or the window itself where there is no slab, this
         process cannot open it, or the window's texts are too long for it.
     """
     own = resources()
+    if function is not None and task.options.transform is not None:
+        task.options.transform.function.bind(function)
     try:
         if slab is not None:
             with own.mappings.writing(slab) as writing:

@@ -81,20 +81,25 @@ class RangeFile(io.RawIOBase):
         self._ahead = []
 
     def readable(self) -> bool:
+        """Whether it can be read: yes."""
         return True
 
     def seekable(self) -> bool:
+        """Whether it has positions: yes."""
         return True
 
     def tell(self) -> int:
+        """Return the position."""
         return self._position
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position, and return it."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
         self._position = base[whence] + offset
         return self._position
 
     def read(self, size: int | None = -1) -> bytes:
+        """Read from the position on: from what was fetched ahead, else from the store."""
         start = self._position
         stop = self._size if size is None or size < 0 else min(start + size, self._size)
         if stop <= start:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.read.nulls import NullPolicy
+
+if TYPE_CHECKING:
+    from dask_loader.read.transform import Transform
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -17,11 +20,14 @@ class ReadOptions:
     Attributes:
         storage: Where the files lie.
         forms: The columns to deliver, in order, as they are delivered: cast, and those of
-            a feature together. With provenance, also those that are made.
+            a feature together. With provenance, also those that are made. With a
+            transform, of what it returns.
         nulls: What becomes of nulls.
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
+        transform: Makes the columns to deliver of those of the files.
+        own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
 
     storage: Storage
@@ -30,6 +36,8 @@ class ReadOptions:
     expression: Any = None
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
+    transform: Transform | None = None
+    own_types: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
 from dask_loader.read.pieces import (
     DECODING_BYTES,
+    PIECE_BYTES,
     bundles,
     open_slice,
     table_pieces,
@@ -74,6 +75,10 @@ def read_window(
         if order is None:
             for part in parts:
                 sink.put(part)
+        elif task.options.transform is not None:
+            # All columns come together, so none is kept until it is whole.
+            for part in parts:
+                sink.spread(part)
         else:
             sink.mix(bundle, list(parts))
     return sink.finish()
@@ -85,6 +90,9 @@ def scratch_bytes(task: WindowTask) -> int:
     row_bytes = sum(form.row_bytes for form in task.options.forms)
     most = DECODING_BYTES if task.chain is None else CHAIN_BYTES
     decoding = min(most, largest * row_bytes)
+    transform = task.options.transform
+    if transform is not None:  # what it is given, what it returns, and its mixed rows
+        return decoding + min(3 * PIECE_BYTES, 3 * largest * transform.row_bytes)
     if task.key is None:
         return decoding
     found = bundles(
@@ -114,9 +122,12 @@ def read_table(
     parts: list[pa.Table] = []
     for piece in task.slices:
         with open_slice(files, options, piece) as file:
-            forms = [form for form in options.forms if not form.made]
+            forms = [f for f in options.forms if not (f.made or f.mask_of)]
             for part in table_pieces(file, piece, options, forms):
-                parts.append(part.cast(plain_schema(part.schema)))
+                own = (
+                    part if options.own_types else part.cast(plain_schema(part.schema))
+                )
+                parts.append(own)
     table = pa.concat_tables(parts)
     if task.key is not None:
         table = table.take(pa.array(permutation(task.num_rows, *task.key)))
@@ -205,6 +216,15 @@ class _Sink:
             else:
                 self._keep(form, column, piece)
 
+    def spread(self, part: _Part) -> None:
+        """Take a part of a window that is mixed, all columns of some rows."""
+        piece, forms, at, table = part
+        for form, column in zip(forms, table.columns, strict=True):
+            if form.is_fixed:
+                self._scatter(form, column, at, piece)
+            else:
+                self._keep(form, column, piece)
+
     def mix(self, forms: Sequence[Form], parts: Sequence[_Part]) -> None:
         """Take all parts of some columns of a window that is mixed."""
         for index, form in enumerate(forms):
@@ -242,6 +262,9 @@ class _Sink:
             at += len(chunk)
 
     def _keep(self, form: Form, column: pa.ChunkedArray, piece: SliceTask) -> None:
+        if form.whole:
+            self._texts.setdefault(form.name, []).extend(column.chunks)
+            return
         allowed, fill = self._fills[form.name]
         if column.null_count and not allowed:
             self._refuse(form, column.null_count, piece)
