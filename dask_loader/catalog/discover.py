@@ -73,7 +73,7 @@ def discover(
     if filesystem is None:
         storage = make_storage(protocols[0], storage_options)
     else:
-        storage = describe(filesystem, path, storage_options)
+        storage = describe(filesystem, storage_options)
     file_system = storage.fsspec()
     if not storage.is_local:
         file_system.invalidate_cache()  # listings may be kept from an earlier dataset

@@ -186,6 +186,7 @@ def footer_digest(storage: Storage, path: str) -> str:
 
 
 def tail_digest(tail: bytes) -> str:
+    """Hash the footer in a tail; see footer_digest."""
     footer = memoryview(tail)[:-_ENDING_BYTES]
     return hashlib.blake2b(footer, digest_size=16).hexdigest()
 

@@ -262,7 +262,7 @@ def make_storage(protocol: str, options: dict[str, Any] | None) -> Storage:
     return Storage(protocol, tuple(sorted(options.items())))
 
 
-def describe(filesystem: Any, path: Any, storage_options: Any) -> Storage:
+def describe(filesystem: Any, storage_options: Any) -> Storage:
     """Describe a file system that the user gives, of fsspec or of pyarrow.
 
     Raises:

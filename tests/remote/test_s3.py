@@ -67,7 +67,9 @@ def test_a_window_costs_one_read_and_one_look(
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut"])
-@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize(
+    "shuffle", [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_faults_of_every_third_request_change_no_row(
     data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str, shuffle: bool
 ) -> None:
@@ -80,7 +82,9 @@ def test_faults_of_every_third_request_change_no_row(
     assert line.faults[fault] > 3
 
 
-@pytest.mark.parametrize("fault", ["503", "reset", "cut"])
+@pytest.mark.parametrize(
+    "fault", ["503", "cut", pytest.param("reset", marks=pytest.mark.slow)]
+)
 def test_a_store_that_always_fails_is_named_with_the_tries(
     data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str
 ) -> None:
