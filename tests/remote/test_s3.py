@@ -67,9 +67,7 @@ def test_a_window_costs_one_read_and_one_look(
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut"])
-@pytest.mark.parametrize(
-    "shuffle", [False, pytest.param(True, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("shuffle", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_faults_of_every_third_request_change_no_row(
     data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str, shuffle: bool
 ) -> None:
