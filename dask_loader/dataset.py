@@ -138,6 +138,7 @@ class ParquetDataset(IterableDataset[Any]):
             types are widened; see docs/layouts.md.
         on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
             with a warning that names them. Decided now, never in an epoch.
+        filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -179,6 +180,7 @@ class ParquetDataset(IterableDataset[Any]):
         partitioning: Any = "hive",
         schema: pa.Schema | None = None,
         on_bad_files: Literal["error", "skip"] = "error",
+        filesystem: Any = None,
     ) -> None:
         super().__init__()
         self._options = DatasetOptions(
@@ -212,7 +214,8 @@ class ParquetDataset(IterableDataset[Any]):
         delivery = check_delivery(features, dtypes, ragged, vocabulary)
         function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
-        found = discover(path, storage_options)
+        found = discover(path, storage_options, filesystem)
+        found.storage.require_reach(self._where.address)
         self._announcement: Announcement | None = None
         self._closed = False
         self._meter = Meter()

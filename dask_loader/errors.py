@@ -20,6 +20,7 @@
     │   ├── SchedulerUnreachableError  no Dask scheduler answers
     │   ├── WorkersMissingError        the scheduler has no worker, and none came
     │   ├── RanksMissingError          a rank did not begin the epoch in time
+    │   ├── StorageError               a store denies access, or fails again and again
     │   └── WindowError                a task failed, for a reason of its own
     └── ClosedError                    used after close()
 
@@ -30,7 +31,22 @@ programs; they survive pickling.
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+_USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
+_SECRET = re.compile(
+    r"([?&][^=&#\s'\"]*(?:auth|credential|key|password|secret|sig|token)[^=&#\s'\"]*=)"
+    r"[^&#\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+def hide_secrets(text: str) -> str:
+    """Return a text without what URLs in it hold of passwords, keys and signatures."""
+    if "://" not in text:
+        return text
+    return _SECRET.sub(r"\1***", _USER.sub("", text))
 
 
 class DaskLoaderError(Exception):
@@ -52,8 +68,8 @@ class DaskLoaderError(Exception):
         column: str | None = None,
         rank: int | None = None,
     ) -> None:
-        super().__init__(text)
-        self.path = path
+        super().__init__(hide_secrets(text))
+        self.path = None if path is None else hide_secrets(path)
         self.row_group = row_group
         self.column = column
         self.rank = rank
@@ -137,6 +153,10 @@ class WorkersMissingError(EngineError):
 
 class RanksMissingError(EngineError):
     """A rank did not begin the epoch that the others begin, within rank_timeout."""
+
+
+class StorageError(EngineError):
+    """A store denies access, or did not answer well in all tries; the text says which."""
 
 
 class WindowError(EngineError):

@@ -9,10 +9,15 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fsspec.core import split_protocol
-from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
-from dask_loader.catalog.storage import Sight, Storage, make_storage, sight_of
+from dask_loader.catalog.storage import (
+    Sight,
+    Storage,
+    describe,
+    make_storage,
+    sight_of,
+)
 from dask_loader.errors import ConfigError, DataNotFoundError
 
 # In a folder these endings are taken for data; a file named outright may be called
@@ -41,7 +46,11 @@ class Found:
     base: str = ""
 
 
-def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
+def discover(
+    path: Any,
+    storage_options: dict[str, Any] | None = None,
+    filesystem: Any = None,
+) -> Found:
     """Find the files.
 
     A folder is searched below, leaving out names that begin with "." or "_" (as Spark and
@@ -51,8 +60,10 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
     Args:
         path: Text, os.PathLike, or a non-empty list of these.
         storage_options: For fsspec.
+        filesystem: Of fsspec or pyarrow, instead of the paths' schemes.
 
     Raises:
+        StorageError: The store denies access, or fails again and again.
         ConfigError: It is none of these, or names two file systems, or a file twice.
         DataNotFoundError: Nothing is there, nothing matches, or nothing is Parquet.
     """
@@ -62,7 +73,11 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
         raise ConfigError(
             f"path={path!r} names several file systems {protocols!r}; give paths of one"
         )
-    storage = make_storage(protocols[0], storage_options)
+    _refuse_chained(entries)
+    if filesystem is None:
+        storage = make_storage(protocols[0], storage_options)
+    else:
+        storage = describe(filesystem, storage_options)
     file_system = storage.fsspec()
     if not storage.is_local:
         file_system.invalidate_cache()  # listings may be kept from an earlier dataset
@@ -82,6 +97,16 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
             seen.add(found)
             paths.append(found)
     return Found(storage, tuple(paths), listed, _common_folder(bases))
+
+
+def _refuse_chained(entries: list[str]) -> None:
+    for entry in entries:
+        if "::" in entry:
+            raise ConfigError(
+                f"path={entry!r} chains file systems with '::', whose files cannot be "
+                "told apart when one changes; name the file system that holds the files, "
+                "or give one that is made already as filesystem="
+            )
 
 
 def _entries(path: Any) -> list[str]:
@@ -122,14 +147,15 @@ def _files(
     stripped = file_system._strip_protocol(entry)
     if storage.is_local and split_protocol(entry)[0] is None:
         stripped = os.path.abspath(os.path.expanduser(entry))
-    if file_system.isfile(stripped):
+    kind = storage.kind(stripped)
+    if kind == "file":
         return stripped.rpartition("/")[0], [stripped]
-    if file_system.isdir(stripped):
-        return stripped.rstrip("/"), _below(file_system, stripped, listed)
+    if kind == "directory":
+        return stripped.rstrip("/"), _below(storage, stripped, listed)
     wildcard = _GLOB.search(stripped)
     if wildcard:
         base = stripped[: wildcard.start()].rpartition("/")[0]
-        return base, _matching(file_system, stripped, listed)
+        return base, _matching(storage, stripped, listed)
     raise DataNotFoundError(
         f"there is nothing at {entry!r} (looked for {stripped!r}); check the path, and "
         "that this machine can see it",
@@ -137,8 +163,8 @@ def _files(
     )
 
 
-def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]:
-    names = _list(file_system, folder, listed)
+def _below(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
+    names = _list(storage, folder, listed)
     found = [name for name in names if _is_data(name)]
     if not found:
         others = ", ".join(repr(n) for n in sorted(names)[:3]) or "no files at all"
@@ -151,17 +177,17 @@ def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]
     return sorted(found, key=_natural)
 
 
-def _matching(file_system: Any, pattern: str, listed: dict[str, Sight]) -> list[str]:
+def _matching(storage: Storage, pattern: str, listed: dict[str, Sight]) -> list[str]:
     # A dict: "**" matches folders and the files in them.
     found: dict[str, None] = {}
     spelled = set(pattern.split("/"))
-    for name in sorted(file_system.glob(pattern), key=_natural):
+    for name in sorted(storage.call("glob", pattern, what="list"), key=_natural):
         # What the pattern itself spells is meant, hidden or not.
         parts = [part for part in name.split("/") if part not in spelled]
         if _hidden("/".join(parts), ""):
             continue
-        if file_system.isdir(name):
-            below = _list(file_system, name, listed)
+        if storage.kind(name) == "directory":
+            below = _list(storage, name, listed)
             found.update((n, None) for n in sorted(below, key=_natural) if _is_data(n))
         else:
             found[name] = None
@@ -178,10 +204,10 @@ def _is_data(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
-def _list(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]:
+def _list(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
     """Return all files below a folder that are not hidden; linked folders count."""
-    if not isinstance(file_system, LocalFileSystem):
-        infos = file_system.find(folder, detail=True)
+    if not storage.is_local:
+        infos = storage.call("find", folder, what="list", detail=True)
         shown = {n: info for n, info in infos.items() if not _hidden(n, folder)}
         listed.update(
             (n, sight_of(info)) for n, info in shown.items() if info.get("size")

@@ -21,8 +21,8 @@ from dask_loader.catalog.flat import filter_schema, leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.keys import Keys, key_scalar
 from dask_loader.catalog.schema import pack_schema
-from dask_loader.catalog.storage import Storage, open_error
-from dask_loader.errors import SchemaError
+from dask_loader.catalog.storage import Storage, gone_error, open_error
+from dask_loader.errors import DaskLoaderError, SchemaError
 
 # Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
 INT96_UNIT = "us"
@@ -145,7 +145,7 @@ def parse_footers(
                 metadata, read = file.metadata, schemas.of(file)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
                 found = {
-                    "digest": _digest(tail),
+                    "digest": tail_digest(tail),
                     "schema": read.packed,
                     "num_rows": [group.num_rows for group in groups],
                     "num_bytes": _decoded_bytes(row_bytes, loose, read.leaves, groups),
@@ -201,21 +201,29 @@ def footer_digest(storage: Storage, path: str) -> str:
             length = int.from_bytes(local.read(4), "little")
             local.seek(max(0, size - 8 - length))
             return hashlib.blake2b(local.read(length), digest_size=16).hexdigest()
-    with storage.arrow().open_input_file(path) as file:
-        size = file.size()
-        length = int.from_bytes(file.read_at(4, size - 8), "little")
-        footer = file.read_at(length, size - 8 - length)
-    return hashlib.blake2b(footer, digest_size=16).hexdigest()
+    return tail_digest(read_tail(storage, path, storage.stamp(path).num_bytes))
 
 
-def _digest(tail: bytes) -> str:
+def tail_digest(tail: bytes) -> str:
+    """Hash the footer in a tail; see footer_digest."""
     footer = memoryview(tail)[:-_ENDING_BYTES]
     return hashlib.blake2b(footer, digest_size=16).hexdigest()
 
 
+def read_tail(storage: Storage, path: str, num_bytes: int) -> bytes:
+    """Return a file's footer as it lies in the file, with its length and magic.
+
+    Raises:
+        BadFileError: It cannot be read, or is shorter than its footer.
+        DataChangedError: It is gone.
+        StorageError: The store denies access, or fails again and again.
+    """
+    return _read_tail(storage, (path, num_bytes))
+
+
 def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
     path, num_bytes = file
-    read = _read_local if storage.is_local else storage.fsspec().cat_file
+    read = _read_local if storage.is_local else storage.fetch
     try:
         tail = read(path, max(0, num_bytes - _TAIL_BYTES), num_bytes)
         needed = int.from_bytes(tail[-8:-4], "little") + _ENDING_BYTES
@@ -228,6 +236,10 @@ def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
         if needed > len(tail):
             tail = read(path, num_bytes - needed, num_bytes)
         return bytes(tail[-needed:])
+    except DaskLoaderError:
+        raise
+    except FileNotFoundError as error:
+        raise gone_error(path, error) from None
     except Exception as error:  # each file system has its own
         raise open_error(path, error) from error
 

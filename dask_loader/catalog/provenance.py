@@ -7,13 +7,12 @@ and which rows are copies, is put in where batches are cut, so that no text trav
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
-from dask_loader.errors import ConfigError
+from dask_loader.errors import ConfigError, hide_secrets
 
 FILE, ROW_GROUP, ROW, PADDED = "__file__", "__row_group__", "__row__", "__padded__"
 NAMES = (FILE, ROW_GROUP, ROW, PADDED)
@@ -30,12 +29,6 @@ FIELDS = (
     pa.field(ROW_GROUP, pa.int32(), nullable=False),
     pa.field(ROW, pa.int64(), nullable=False),
     pa.field(PADDED, pa.bool_(), nullable=False),
-)
-
-_USER = re.compile(r"(?<=://)[^/?#]*@")
-_SECRET = re.compile(
-    r"([?&][^=&#]*(?:auth|credential|key|password|secret|sig|token)[^=&#]*=)[^&#]*",
-    re.IGNORECASE,
 )
 
 
@@ -65,6 +58,4 @@ def add_provenance(
 
 def public_path(path: str) -> str:
     """Return a path without what a URL may hold of passwords, keys and signatures."""
-    if "://" not in path:
-        return path
-    return _SECRET.sub(r"\1***", _USER.sub("", path))
+    return hide_secrets(path)

@@ -252,7 +252,8 @@ class _Cursor:
 
     def read(self, piece: SliceTask) -> Iterator[pa.Table]:
         """Yield rows [start, stop); rows before them are decoded and dropped."""
-        self._options.storage.check(piece.path, piece.stamp)
+        if self._options.storage.is_local:
+            self._options.storage.check(piece.path, piece.stamp)
         while self.position < piece.stop:
             table = self._rest if self._rest is not None else next(self._tables, None)
             if table is None:
@@ -264,6 +265,8 @@ class _Cursor:
             self.position += high
             if low < high:
                 yield table.slice(low, high - low)
+        # What was read for this window must be of one version; see OpenFiles.borrow.
+        self._options.storage.check(piece.path, piece.stamp)
         trim(self._file)
 
     def close(self) -> None:

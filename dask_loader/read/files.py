@@ -8,16 +8,26 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_loader.catalog.flat import leaves_of
-from dask_loader.catalog.footers import INT96_UNIT, footer_digest
-from dask_loader.catalog.storage import Stamp, Storage, open_error
-from dask_loader.errors import BadFileError, DataChangedError
+from dask_loader.catalog.footers import (
+    INT96_UNIT,
+    footer_digest,
+    read_tail,
+    tail_digest,
+)
+from dask_loader.catalog.storage import Stamp, Storage, gone_error, open_error
+from dask_loader.errors import (
+    BadFileError,
+    DaskLoaderError,
+    DataChangedError,
+    StorageError,
+)
+from dask_loader.read.ranges import RangedParquet, RangeFile
 
 # Footers of wide tables take megabytes, and each handle a descriptor.
 _MAX_IDLE = 32
@@ -25,7 +35,7 @@ _MAX_IDLE = 32
 # chunks are small. Files elsewhere with row groups above this are read through a buffer;
 # local ones are mapped.
 _BUFFERED_GROUP_BYTES = 128 << 20
-_BUFFER_BYTES = 1 << 20
+_BUFFERS_BYTES, _LEAST_BUFFER_BYTES, _MOST_BUFFER_BYTES = 64 << 20, 1 << 18, 8 << 20
 # Of pages in other encodings, such as DELTA_BYTE_ARRAY, Arrow makes no dictionaries.
 _DECODED = frozenset(
     ("PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED")
@@ -58,21 +68,33 @@ class OpenFiles:
         digest: str = "",
         dictionaries: tuple[str, ...] = (),
     ) -> Iterator[pq.ParquetFile]:
-        """Lend the file, after a look whether it still is the one the catalog knows.
+        """Lend the file, and look whether it still is the one the catalog knows.
+
+        Once what was borrowed is given back without an error, all that was read of it is
+        of one version. A remote file is looked at only then: a look is a round trip, and
+        one after reading tells of changes before and during it. A local one is looked at
+        before too, since it is mapped.
 
         Columns named in `dictionaries` are read as such where they hold text.
 
         Raises:
             DataChangedError: It is not, or is gone.
             BadFileError: It cannot be opened.
+            StorageError: The store denies access, or fails again and again.
         """
-        storage.check(path, stamp)
+        if storage.is_local:
+            storage.check(path, stamp)
         key = (storage, path, stamp, verify_checksums, digest, dictionaries)
-        file = self._take(key) or self._open(key)
+        file = None
         try:
+            file = self._take(key) or self._open(key)
             yield file
-        except BaseException:
-            file.close()
+            storage.check(path, stamp)
+        except BaseException as error:
+            if file is not None:
+                file.close()
+            if isinstance(error, BadFileError):
+                storage.check(path, stamp)  # what cannot be read may be another file
             raise
         trim(file)
         self._put(key, file)
@@ -114,24 +136,33 @@ class OpenFiles:
             old.close()
 
     def _open(self, key: tuple[Any, ...]) -> pq.ParquetFile:
-        storage, path, _, verify_checksums, digest, dictionaries = key
+        storage, path, stamp, verify_checksums, digest, dictionaries = key
         with self._lock:
             footer = self._footers.get(key)
         try:
-            if digest and footer_digest(storage, path) != digest:
-                raise DataChangedError(
-                    f"{path!r} changed after the dataset was made: it has the same length "
-                    "and time and another footer; make the dataset again",
-                    path=path,
-                )
+            tail = b""
+            if not storage.is_local and footer is None:
+                tail = read_tail(storage, path, stamp.num_bytes)
+            if digest and (tail or storage.is_local):
+                found = tail_digest(tail) if tail else footer_digest(storage, path)
+                if found != digest:
+                    storage.check(path, stamp)
+                    raise DataChangedError(
+                        f"{path!r} changed after the dataset was made: it has the same "
+                        "length and time and another footer; make the dataset again",
+                        path=path,
+                    )
+            if tail:
+                footer = pq.read_metadata(pa.BufferReader(tail))
             leaves = None
             if dictionaries:
                 if footer is None:  # which leaves these are only the file tells
-                    with _open_parquet(storage, path, None, verify_checksums) as file:
+                    opened = _open_parquet(storage, path, stamp, None, verify_checksums)
+                    with opened as file:
                         footer = file.metadata
                 leaves = _dictionary_leaves(footer, dictionaries)
-            file = _open_parquet(storage, path, footer, verify_checksums, leaves)
-        except DataChangedError:
+            file = _open_parquet(storage, path, stamp, footer, verify_checksums, leaves)
+        except DaskLoaderError:
             raise
         except FileNotFoundError as error:
             raise DataChangedError(
@@ -178,7 +209,7 @@ class MappedFile(pq.ParquetFile):  # type: ignore[misc]
 
 def trim(file: pq.ParquetFile) -> None:
     """Let go of memory that the file's last reads left behind."""
-    if isinstance(file, MappedFile):
+    if isinstance(file, MappedFile | RangedParquet):
         file.trim()
 
 
@@ -194,33 +225,51 @@ def _dictionary_leaves(footer: Any, names: Sequence[str]) -> list[int]:
     ]
 
 
+def expect(file: pq.ParquetFile, row_group: int, leaves: Sequence[int]) -> None:
+    """Tell a remote file which column chunks are read next.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        StorageError: The store denies access, or fails again and again.
+    """
+    if isinstance(file, RangedParquet):
+        file.expect(row_group, leaves)
+
+
 def _open_parquet(
     storage: Storage,
     path: str,
+    stamp: Stamp,
     footer: Any,
     verify_checksums: bool,
     dictionaries: Sequence[int] | None = None,
 ) -> pq.ParquetFile:
     options = {
+        "metadata": footer,
         "read_dictionary": dictionaries,
         "pre_buffer": False,
         "page_checksum_verification": verify_checksums,
         "coerce_int96_timestamp_unit": INT96_UNIT,
     }
     if storage.is_local:
-        return MappedFile(path, metadata=footer, **options)
-    open_file = partial(pq.ParquetFile, path, filesystem=storage.arrow(), **options)
-    file = open_file(metadata=footer)
-    footer = file.metadata
+        return MappedFile(path, **options)
     sizes = [footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)]
     if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
-        file.close()
-        file = open_file(metadata=footer, buffer_size=_BUFFER_BYTES)
-    return file
+        most = _BUFFERS_BYTES // max(1, footer.num_columns)
+        options["buffer_size"] = max(_LEAST_BUFFER_BYTES, min(_MOST_BUFFER_BYTES, most))
+    return RangedParquet(RangeFile(storage, path, stamp.num_bytes), **options)
 
 
-def decode_error(path: str, row_group: int, error: Exception) -> BadFileError:
-    """Describe a row group that cannot be decoded."""
+def decode_error(path: str, row_group: int, error: Exception) -> DaskLoaderError:
+    """Describe a row group that cannot be decoded, or not be read from its store."""
+    if isinstance(error, FileNotFoundError):
+        return gone_error(path, error)
+    if isinstance(error, StorageError):
+        return StorageError(
+            f"row group {row_group}: {error}", path=path, row_group=row_group
+        )
+    if isinstance(error, DaskLoaderError):
+        return error
     return BadFileError(
         f"cannot decode row group {row_group} of {path!r}: {error}; the file is damaged "
         "or was written by a faulty program: rewrite it, or leave it out of the path",

@@ -18,7 +18,7 @@ from dask_loader.catalog.flat import (
 )
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
-from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.files import OpenFiles, decode_error, expect
 from dask_loader.read.fit import fitted, rows_alone
 from dask_loader.read.masks import add_masks
 from dask_loader.read.origin import add_origin, origin_tables
@@ -91,7 +91,7 @@ def bundles(
 
     One by one would be best for the cache and the allocator, but between two calls a
     reader must get hold of the interpreter, and a busy training loop makes it wait. Filters
-    need all columns at once.
+    need all columns at once; so do remote files, where each call costs a round trip.
 
     Args:
         options: Has the columns.
@@ -99,7 +99,7 @@ def bundles(
         window_rows: Rows of the window.
         mixed: Whether the bundle's part of the whole window waits to be mixed.
     """
-    if options.expression is not None:
+    if options.expression is not None or not options.storage.is_local:
         return [options.forms]
     found: list[list[Form]] = []
     room = 0
@@ -284,6 +284,7 @@ def _whole(
         yield from rows_alone(task.group_rows, num_rows)
         return
     try:
+        expect(file, task.row_group, leaves)
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
@@ -303,6 +304,7 @@ def _batches(
         yield from rows_alone(task.group_rows, num_rows)
         return
     try:
+        expect(file, task.row_group, leaves)
         for batch in file.reader.iter_batches(
             num_rows,
             row_groups=[task.row_group],

@@ -22,7 +22,7 @@ from dask_loader.catalog.footers import (
 )
 from dask_loader.catalog.forms import form_of
 from dask_loader.catalog.storage import Storage
-from dask_loader.errors import BadFileError
+from dask_loader.errors import BadFileError, DataChangedError
 
 Write = Callable[..., str]
 LOCAL = Storage("file")
@@ -144,7 +144,7 @@ def test_files_elsewhere_are_read_side_by_side_and_in_order() -> None:
     query = FooterQuery(storage=storage)
     found = read_footers(query, files)
     assert found["num_rows"].to_pylist() == [[count] for count in range(1, 9)]
-    with pytest.raises(BadFileError, match="is not a readable Parquet file"):
+    with pytest.raises(DataChangedError, match="cannot be found now"):
         read_footers(query, [*files, ("/tails/gone", 100), *files])
     system.rm("/tails", recursive=True)
 

@@ -19,7 +19,7 @@ from dask_loader.catalog.storage import (
     make_storage,
     sight_of,
 )
-from dask_loader.errors import DataChangedError
+from dask_loader.errors import ConfigError, DataChangedError
 
 Write = Callable[..., str]
 LOCAL = Storage("file")
@@ -123,3 +123,17 @@ def test_an_identity_is_only_what_no_other_content_ever_has(
     again = max(os.stat(path).st_ctime_ns, os.stat(path).st_mtime_ns)
     monkeypatch.setattr("time.time_ns", lambda: again + SETTLED_NS)
     assert LOCAL.look(path).identity not in ("", known.identity)
+
+
+def test_memory_is_refused_to_a_cluster() -> None:
+    Storage("memory").require_reach(None)
+    Storage("s3").require_reach("tcp://there:1")
+    with pytest.raises(ConfigError, match="memory:// lies in this process"):
+        Storage("memory").require_reach("tcp://there:1")
+
+
+def test_texts_lose_the_options_values_and_what_urls_hold() -> None:
+    storage = make_storage("s3", {"key": "AKID", "client_kwargs": {"x": ["s3cret"]}})
+    text = storage.scrub("AKID s3cret at https://me:pw@host/a?sig=abc&b=1")
+    assert text == "*** *** at https://host/a?sig=***&b=1"
+    assert "AKID" not in repr(storage)

@@ -1,0 +1,139 @@
+"""Read a remote Parquet file in few requests: what a row group's columns need, together.
+
+Arrow asks for one column chunk at a time, and a request costs a round trip. Here, what is
+about to be decoded is said first; chunks that lie near each other are fetched as one.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dask_loader.catalog.storage import Storage
+
+# Bytes between two chunks that are fetched along with them: at 100 MB/s they cost as much
+# as a round trip of 10 ms.
+HOLE_BYTES = 1 << 20
+# One request asks for no more than about this much, so that several run side by side and
+# a failed one loses little.
+REQUEST_BYTES = 16 << 20
+# Requests of one reader that are under way at once.
+_AT_ONCE = 4
+# What is fetched ahead of decoding takes no more than this; a larger row group is read
+# through a buffer for each column instead.
+AHEAD_BYTES = 64 << 20
+
+Range = tuple[int, int]
+
+
+def merge(chunks: Iterable[Range]) -> list[Range]:
+    """Return ranges that cover chunks, in order, near ones as one. Pure.
+
+    A range is longer than REQUEST_BYTES only where a single chunk is.
+    """
+    found: list[Range] = []
+    for start, stop in sorted(chunks):
+        if found:
+            first, end = found[-1]
+            near = start - end <= HOLE_BYTES
+            if near and max(stop, end) - first <= REQUEST_BYTES:
+                found[-1] = (first, max(stop, end))
+                continue
+        found.append((start, stop))
+    return found
+
+
+class RangeFile(io.RawIOBase):
+    """A remote file, for one reader at a time."""
+
+    def __init__(self, storage: Storage, path: str, num_bytes: int) -> None:
+        self._storage, self._path, self._size = storage, path, num_bytes
+        self._position = 0
+        self._ahead: list[tuple[int, bytes]] = []
+
+    def expect(self, chunks: Sequence[Range]) -> None:
+        """Fetch what is about to be read, if it is not too much; forget what was before.
+
+        Raises:
+            FileNotFoundError: The file is gone.
+            StorageError: The store denies access, or fails again and again.
+        """
+        self.forget()
+        ranges = merge(chunks)
+        if sum(stop - start for start, stop in ranges) > AHEAD_BYTES:
+            return
+        if len(ranges) < 2:
+            self._ahead = [(start, self._fetch(start, stop)) for start, stop in ranges]
+            return
+        with ThreadPoolExecutor(
+            _AT_ONCE, thread_name_prefix="dask-loader-range"
+        ) as pool:
+            parts = pool.map(lambda r: self._fetch(*r), ranges)
+            self._ahead = [(r[0], part) for r, part in zip(ranges, parts, strict=True)]
+
+    def forget(self) -> None:
+        """Let go of what was fetched ahead."""
+        self._ahead = []
+
+    def readable(self) -> bool:
+        """Whether it can be read: yes."""
+        return True
+
+    def seekable(self) -> bool:
+        """Whether it has positions: yes."""
+        return True
+
+    def tell(self) -> int:
+        """Return the position."""
+        return self._position
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Set the position, and return it."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}
+        self._position = base[whence] + offset
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read from the position on: from what was fetched ahead, else from the store."""
+        start = self._position
+        stop = self._size if size is None or size < 0 else min(start + size, self._size)
+        if stop <= start:
+            return b""
+        self._position = stop
+        for first, part in self._ahead:
+            if first <= start and stop <= first + len(part):
+                return part[start - first : stop - first]
+        return self._fetch(start, stop)
+
+    def _fetch(self, start: int, stop: int) -> bytes:
+        return self._storage.fetch(self._path, start, stop)
+
+
+class RangedParquet(pq.ParquetFile):  # type: ignore[misc]
+    """A remote Parquet file that is told what will be read of it."""
+
+    def __init__(self, file: RangeFile, **options: Any) -> None:
+        self._ranges = file
+        super().__init__(pa.PythonFile(file, mode="r"), **options)
+
+    def expect(self, row_group: int, leaves: Sequence[int]) -> None:
+        """Fetch some column chunks of a row group; see RangeFile.expect."""
+        group = self.metadata.row_group(row_group)
+        self._ranges.expect([_chunk_range(group.column(leaf)) for leaf in leaves])
+
+    def trim(self) -> None:
+        """Let go of what was fetched ahead."""
+        self._ranges.forget()
+
+
+def _chunk_range(chunk: Any) -> Range:
+    start = chunk.data_page_offset
+    # Some writers put 0 where there is no dictionary.
+    if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:
+        start = chunk.dictionary_page_offset
+    return start, start + chunk.total_compressed_size

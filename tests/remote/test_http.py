@@ -1,0 +1,91 @@
+"""Plain web servers: ranges, changes, addresses with signatures; and odd schemes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from dask_loader import ParquetDataset
+from dask_loader.errors import ConfigError, DataChangedError, StorageError
+from tests.remote.conftest import parquet
+from tests.remote.servers import RangeServer, serving
+
+SIGNATURE = "marker-of-a-signature-81c2"
+
+
+@pytest.fixture
+def web(tmp_path: Path) -> Iterator[RangeServer]:
+    (tmp_path / "a.parquet").write_bytes(parquet(0))
+    with serving(RangeServer(tmp_path)) as server:
+        yield server
+
+
+def dataset(url: str) -> ParquetDataset:
+    return ParquetDataset(
+        url, columns=["id"], client="threads", footer_cache=False, shuffle_window=400
+    )
+
+
+def ids(data: ParquetDataset) -> list[int]:
+    return [i for batch in data for i in batch["id"].tolist()]
+
+
+@pytest.mark.parametrize("with_tags", [True, False])
+def test_a_web_server_is_read_in_ranges_and_changes_are_told(
+    web: RangeServer, with_tags: bool
+) -> None:
+    web.with_tags = with_tags
+    with dataset(f"{web.url}/a.parquet") as ds:
+        assert ids(ds) == list(range(1200))
+        # fsspec asks for a length by a GET where a HEAD does not tell: not so here.
+        assert all(asked for method, _, asked in web.log if method == "GET")
+
+        file = web.folder / "a.parquet"
+        file.write_bytes(parquet(1))
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        with pytest.raises(DataChangedError, match="make the dataset again"):
+            ids(ds)
+
+
+def test_a_signature_in_an_address_is_used_and_never_printed(web: RangeServer) -> None:
+    url = f"{web.url}/a.parquet?X-Amz-Signature={SIGNATURE}"
+    with dataset(url) as ds:
+        assert ids(ds) == list(range(1200))
+        assert SIGNATURE not in ds.explain() + repr(ds) + str(ds.state_dict())
+        (web.folder / "a.parquet").unlink()
+        with pytest.raises(DataChangedError) as caught:
+            ids(ds)
+    assert SIGNATURE not in str(caught.value) + str(caught.value.path)
+    assert SIGNATURE in web.log[-1][1]
+
+
+def test_a_web_server_that_is_gone_is_named(tmp_path: Path) -> None:
+    with serving(RangeServer(tmp_path)) as server:
+        url = f"{server.url}/a.parquet"
+    with pytest.raises(StorageError, match="8 tries in"):
+        dataset(url)
+
+
+def test_memory_is_read_by_threads() -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe_file("/remote-test/a.parquet", parquet(0))
+    try:
+        with dataset("memory://remote-test/") as ds:
+            assert ids(ds) == list(range(1200))
+    finally:
+        system.rm("/remote-test", recursive=True)
+
+
+@pytest.mark.parametrize(
+    ("url", "package"), [("gs://b/x", "gcsfs"), ("abfs://c/x", "adlfs")]
+)
+def test_a_package_that_is_missing_is_named(url: str, package: str) -> None:
+    try:
+        __import__(package)
+    except ImportError:
+        with pytest.raises(ConfigError, match=f"pip install {package} .or pip install"):
+            ParquetDataset(url)

@@ -1,0 +1,238 @@
+"""S3: requests counted, faults survived or named, changes told, secrets kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s3fs
+from pyarrow import fs as arrow_fs
+
+from dask_loader import ParquetDataset
+from dask_loader.errors import (
+    ConfigError,
+    DataChangedError,
+    DataNotFoundError,
+    StorageError,
+)
+from tests.remote.conftest import FILE_ROWS, NUM_FILES, SECRET, Put, parquet
+from tests.remote.servers import FaultProxy
+
+NUM_ROWS = NUM_FILES * FILE_ROWS
+
+
+def dataset(path: str, options: dict[str, Any], **others: Any) -> ParquetDataset:
+    given = {"footer_cache": False, "client": "threads", "batch_size": 400}
+    given |= {"shuffle_window": 400, "columns": ["id", "a", "b"]}
+    return ParquetDataset(path, storage_options=options, **(given | others))
+
+
+def rows(data: ParquetDataset) -> list[tuple[int, float, int]]:
+    found = []
+    for batch in data:
+        columns = [batch[name].tolist() for name in ("id", "a", "b")]
+        found += list(zip(*columns, strict=True))
+    return found
+
+
+def expected(num_rows: int = NUM_ROWS) -> list[tuple[int, float, int]]:
+    return [(i, i * 0.5, i % 7) for i in range(num_rows)]
+
+
+def methods(line: FaultProxy) -> Counter[str]:
+    return Counter(method for method, _, _ in line.log)
+
+
+def test_a_window_costs_one_read_and_one_look(
+    data: str, s3_options: dict[str, Any], line: FaultProxy
+) -> None:
+    with dataset(data, s3_options) as ds:
+        # Is it a file or a folder (2 or 3), a list, a look that tells whether the list
+        # may be trusted; then one for each footer.
+        assert len(line.log) <= 5 + NUM_FILES
+        line.log.clear()
+        assert rows(ds) == expected()
+    counts = methods(line)
+    num_windows = NUM_FILES * 3
+    assert counts["HEAD"] == num_windows
+    # Each of the threads that opens a file has its footer first.
+    assert (
+        num_windows <= counts["GET"] <= num_windows + NUM_FILES * (os.cpu_count() or 1)
+    )
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "cut"])
+@pytest.mark.parametrize("shuffle", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_faults_of_every_third_request_change_no_row(
+    data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str, shuffle: bool
+) -> None:
+    with dataset(data, s3_options, shuffle=shuffle, seed=3) as quiet:
+        order = rows(quiet)
+    assert sorted(order) == expected()
+    line.fault, line.share = fault, 0.3
+    with dataset(data, s3_options, shuffle=shuffle, seed=3) as ds:
+        assert rows(ds) == order
+    assert line.faults[fault] > 3
+
+
+@pytest.mark.parametrize(
+    "fault", ["503", "cut", pytest.param("reset", marks=pytest.mark.slow)]
+)
+def test_a_store_that_always_fails_is_named_with_the_tries(
+    data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str
+) -> None:
+    ds = dataset(data, s3_options)
+    line.fault = fault
+    with ds, pytest.raises(StorageError, match=r"8 tries in .* s failed") as caught:
+        rows(ds)
+    assert caught.value.path == "bucket/data/part-0.parquet"
+    assert "part-0.parquet" in str(caught.value)
+    assert "see that the store is up" in str(caught.value)
+    assert SECRET not in repr(caught.value)
+    if fault != "cut":  # a listing without its end is no list
+        with pytest.raises(StorageError, match="cannot look at 'bucket/data'"):
+            dataset(data, s3_options)
+
+
+def test_a_store_that_says_nothing_is_given_up(
+    data: str,
+    s3_options: dict[str, Any],
+    line: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ds = dataset(data, s3_options)
+    monkeypatch.setattr("dask_loader.catalog.patience.DEADLINE_S", 1.0)
+    line.fault = "hang"
+    with ds, pytest.raises(StorageError, match=r"cannot read bytes .* tries in "):
+        rows(ds)
+    line.hang.set()
+
+
+@pytest.mark.parametrize("how", ["replaced", "grown", "cut short", "removed"])
+@pytest.mark.parametrize("warm", [False, True])
+def test_an_object_that_changes_is_named_and_never_mixed(
+    put: Put, s3_options: dict[str, Any], how: str, warm: bool
+) -> None:
+    content = parquet(0)
+    path = f"bucket/change-{how.replace(' ', '-')}-{warm}/a.parquet"
+    put(path, content)
+    ds = dataset(f"s3://{path}", s3_options)
+    if warm:
+        assert rows(ds) == expected(FILE_ROWS)
+    if how == "removed":
+        s3fs.S3FileSystem(**s3_options).rm(path)
+    else:
+        other = {
+            "replaced": parquet(1),
+            "grown": parquet(0, FILE_ROWS * 2),
+            "cut short": content[: len(content) // 2],
+        }[how]
+        put(path, other)
+    with ds, pytest.raises(DataChangedError, match="make the dataset again") as caught:
+        rows(ds)
+    assert caught.value.path == path
+
+
+def test_an_object_that_is_replaced_between_two_reads_is_told(
+    put: Put, s3_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dask_loader.catalog.storage import Storage
+
+    path = "bucket/between/a.parquet"
+    put(path, parquet(0, 400))
+    fetch = Storage.fetch
+
+    def spy(self: Storage, name: str, start: int, stop: int) -> bytes:
+        got = fetch(self, name, start, stop)
+        if start < 100:  # the columns; the footer has been read before
+            put(path, parquet(1, 400))
+        return got
+
+    ds = dataset(f"s3://{path}", s3_options)
+    monkeypatch.setattr(Storage, "fetch", spy)
+    with (
+        ds,
+        pytest.raises(DataChangedError, match="changed after the dataset was made"),
+    ):
+        rows(ds)
+
+
+def test_a_secret_is_in_no_text_state_or_file(
+    data: str, s3_options: dict[str, Any], tmp_path: Path, caplog: Any, capfd: Any
+) -> None:
+    caplog.set_level("DEBUG", logger="dask_loader")
+    texts = []
+    with dataset(data, s3_options, footer_cache=tmp_path) as ds:
+        assert rows(ds) == expected()
+        texts += [repr(ds), str(ds), ds.explain(), json.dumps(ds.state_dict())]
+        texts += [repr(ds._read_options), repr(ds._catalog)[:100_000]]
+        assert SECRET.encode() in pickle.dumps(ds._read_options)  # it travels
+    with pytest.raises(DataNotFoundError, match="there is nothing at") as caught:
+        dataset("s3://no-such-bucket-is-here/x", s3_options)
+    texts += [str(caught.value), repr(caught.value.__cause__), caplog.text]
+    texts += capfd.readouterr()
+    kept = [p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()]
+    assert kept
+    assert not [t for t in texts if SECRET in t]
+    assert not [k for k in kept if SECRET.encode() in k]
+
+
+@pytest.mark.parametrize("kind", ["fsspec", "arrow"])
+def test_a_file_system_that_is_given_is_used(
+    data: str, s3_options: dict[str, Any], line: FaultProxy, kind: str
+) -> None:
+    given: Any = s3fs.S3FileSystem(**s3_options)
+    if kind == "arrow":
+        given = arrow_fs.S3FileSystem(
+            access_key=s3_options["key"],
+            secret_key=SECRET,
+            endpoint_override=line.url.removeprefix("http://"),
+            scheme="http",
+            region="us-east-1",
+        )
+    path = data.removeprefix("s3://").rstrip("/")
+    with dataset(path, None, filesystem=given) as ds:  # type: ignore[arg-type]
+        assert rows(ds) == expected()
+        again = pickle.loads(pickle.dumps(ds))
+        assert SECRET not in repr(ds._read_options)
+    with again:
+        assert rows(again) == expected()
+
+
+def test_file_systems_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
+    for given, options, text in (
+        (3, None, "filesystem='int' is no file system"),
+        (arrow_fs.LocalFileSystem(), {"a": 1}, "are given both"),
+        (_Stuck(), None, "cannot be sent to other processes"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            ParquetDataset(tmp_path, filesystem=given, storage_options=options)
+    with pytest.raises(ConfigError, match="chains file systems with '::'"):
+        ParquetDataset("simplecache::s3://bucket/x")
+
+
+class _Stuck(s3fs.S3FileSystem):  # type: ignore[misc]
+    def __reduce__(self) -> Any:
+        raise TypeError("stuck")
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+def test_dask_workers_read_s3_with_the_users_credentials(
+    data: str, s3_options: dict[str, Any], local_cluster: Any
+) -> None:
+    with dataset(data, s3_options, client=local_cluster.address) as ds:
+        assert rows(ds) == expected()
+    with local_cluster.client() as client:
+        logs = str(client.get_worker_logs()) + str(client.get_scheduler_logs())
+        story = str(client.run_on_scheduler(_tasks))
+    assert SECRET not in logs + story
+
+
+def _tasks(dask_scheduler: Any) -> str:
+    return repr(list(dask_scheduler.transition_log)) + repr(dask_scheduler.tasks)
