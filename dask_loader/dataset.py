@@ -21,6 +21,7 @@ from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
+from dask_loader.catalog.encryption import check_decryption
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
@@ -113,6 +114,9 @@ class ParquetDataset(IterableDataset[Any]):
             a row must not depend on other rows. It is tried on the first rows when the
             dataset is made. See docs/transforms.md.
         storage_options: For fsspec.
+        decryption: For encrypted files: a function that takes a path and returns its
+            pyarrow.parquet.encryption.FileDecryptionProperties, or None. It is called in
+            each process that opens the file, and must pickle to travel there.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -149,6 +153,7 @@ class ParquetDataset(IterableDataset[Any]):
         footer_cache: bool | str | os.PathLike[str] = True,
         transform: Callable[[pa.Table], pa.Table] | None = None,
         storage_options: dict[str, Any] | None = None,
+        decryption: Callable[[str], Any] | None = None,
     ) -> None:
         super().__init__()
         self._options = DatasetOptions(
@@ -172,7 +177,7 @@ class ParquetDataset(IterableDataset[Any]):
         delivery = check_delivery(features, dtypes, ragged)
         function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
-        found = discover(path, storage_options)
+        found = discover(path, storage_options, check_decryption(decryption))
         self._announcement: Announcement | None = None
         self._closed = False
         self._meter = Meter()

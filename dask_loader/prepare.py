@@ -18,6 +18,7 @@ from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.provenance import add_provenance
+from dask_loader.catalog.sanity import check_row_bytes
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
@@ -77,7 +78,9 @@ def load_catalog(
 
     in_order = not options.shuffle and options.num_splits in (None, 1)
     begins = ahead is not None and in_order and filters is None and transform is None
-    cache = open_cache(options.footer_cache, os.environ)
+    # What encrypted footers say is not left on a disk.
+    encrypted = found.storage.decryption is not None
+    cache = None if encrypted else open_cache(options.footer_cache, os.environ)
     catalog = read_catalog(
         found.storage,
         found.paths,
@@ -90,6 +93,9 @@ def load_catalog(
         dtypes=delivery.wanted_dtypes if transform is None else None,
         any_type=transform is not None,
         on_front=begin if begins else None,
+    )
+    check_row_bytes(
+        catalog.num_rows, catalog.num_bytes, options.memory_bytes, catalog.place
     )
     if transform is not None:
         plain = ReadOptions(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsspec.core import split_protocol
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.utils import get_protocol
 
+from dask_loader.catalog.encryption import Decryption
 from dask_loader.catalog.storage import Sight, Storage, make_storage, sight_of
 from dask_loader.errors import ConfigError, DataNotFoundError
 
@@ -37,7 +38,11 @@ class Found:
     listed: Mapping[str, Sight] = field(default_factory=dict)
 
 
-def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
+def discover(
+    path: Any,
+    storage_options: dict[str, Any] | None = None,
+    decryption: Decryption | None = None,
+) -> Found:
     """Find the files.
 
     A folder is searched below, leaving out names that begin with "." or "_" (as Spark and
@@ -47,6 +52,7 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
     Args:
         path: Text, os.PathLike, or a non-empty list of these.
         storage_options: For fsspec.
+        decryption: For encrypted files.
 
     Raises:
         ConfigError: It is none of these, or names two file systems, or a file twice.
@@ -58,7 +64,9 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
         raise ConfigError(
             f"path={path!r} names several file systems {protocols!r}; give paths of one"
         )
-    storage = make_storage(protocols[0], storage_options)
+    storage = replace(
+        make_storage(protocols[0], storage_options), decryption=decryption
+    )
     file_system = storage.fsspec()
     if not storage.is_local:
         file_system.invalidate_cache()  # listings may be kept from an earlier dataset

@@ -16,6 +16,7 @@ from typing import Any
 import fsspec
 from pyarrow import fs as arrow_fs
 
+from dask_loader.catalog.encryption import Decryption
 from dask_loader.errors import BadFileError, ConfigError, DataChangedError
 
 # What different fsspec file systems call "last modified" and "content tag" in info().
@@ -60,10 +61,12 @@ class Storage:
     Attributes:
         protocol: As fsspec names it: "file", "memory", "s3", ...
         options: The user's storage_options. They may hold secrets: never printed.
+        decryption: Gives the keys of encrypted files, or None.
     """
 
     protocol: str
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, hash=False)
+    decryption: Decryption | None = field(default=None, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -85,6 +88,10 @@ class Storage:
     def arrow(self) -> arrow_fs.FileSystem:
         """Return the Arrow file system of this process."""
         return _arrow_file_system(self, os.getpid())
+
+    def decryption_of(self, path: str) -> Any:
+        """Return Arrow's decryption properties for a file, or None."""
+        return None if self.decryption is None else self.decryption.properties(path)
 
     def stamp(self, path: str) -> Stamp:
         """Return the file's stamp as it is now.

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.footers import INT96_UNIT, footer_digest
-from dask_loader.catalog.storage import Stamp, Storage, open_error
+from dask_loader.catalog.footers import INT96_UNIT, footer_digest, parse_error
+from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.errors import BadFileError, DataChangedError
 
 # Footers of wide tables take megabytes, and each handle a descriptor.
@@ -119,7 +119,9 @@ class OpenFiles:
                 path=path,
             ) from error
         except Exception as error:  # Arrow has no common class, see open_error
-            raise open_error(path, error) from error
+            raise parse_error(storage, path, error) from error
+        if storage.decryption is not None:
+            return file  # a reader given an encrypted file's footer could not decrypt
         with self._lock:
             self._footers[key] = file.metadata
             while len(self._footers) > _MAX_IDLE:
@@ -168,6 +170,7 @@ def _open_parquet(
         "pre_buffer": False,
         "page_checksum_verification": verify_checksums,
         "coerce_int96_timestamp_unit": INT96_UNIT,
+        "decryption_properties": storage.decryption_of(path),
     }
     if storage.is_local:
         return MappedFile(path, metadata=footer, **options)
@@ -177,7 +180,8 @@ def _open_parquet(
     sizes = [footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)]
     if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
         file.close()
-        file = open_file(metadata=footer, buffer_size=_BUFFER_BYTES)
+        kept = None if storage.decryption is not None else footer
+        file = open_file(metadata=kept, buffer_size=_BUFFER_BYTES)
     return file
 
 

@@ -1,0 +1,108 @@
+"""Reads files as a user would and says what came of each, a line of JSON for a line.
+
+Run as `python -m tests.conformance.child MAX_BYTES`: it may die of a file, and its parent
+goes on. MAX_BYTES bounds its memory.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import traceback
+from typing import Any
+
+import pyarrow.parquet as pq
+import torch
+
+from dask_loader import DaskLoaderError, ParquetDataset, Ragged
+from tests.conformance.keys import decryption
+from tests.conformance.values import choices, expected, same
+
+
+def delivered(column: Any) -> list[Any]:
+    """Return a batch's column as Python's values."""
+    if isinstance(column, torch.Tensor):
+        return list(column.numpy().tolist())
+    if not isinstance(column, Ragged):
+        return list(column)
+    values, ends = delivered(column.values), column.offsets.tolist()
+    return [values[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def judge(path: str, keys: str) -> dict[str, Any]:
+    """Read one file by both ways.
+
+    Returns:
+        "ours": "read" or "refused"; "error" and "text" where refused; "pyarrow": the same
+        of pyarrow alone; "rows"; "equal": the columns that differ.
+    """
+    found: dict[str, Any] = {"pyarrow": "read", "holds": ""}
+    given: dict[str, Any] = {}
+    want: dict[str, list[Any]] | None = None
+    try:
+        properties = decryption(keys)(path) if keys else None
+        with pq.ParquetFile(
+            path,
+            coerce_int96_timestamp_unit="us",
+            page_checksum_verification=True,
+            decryption_properties=properties,
+        ) as file:
+            given = choices(file.schema_arrow)
+            fields = [f"{field.type}" for field in file.schema_arrow]
+            found["holds"] = f"{len(fields)} columns: {', '.join(dict.fromkeys(fields))}"
+            want = expected(file)
+    except Exception as error:
+        found["pyarrow"] = f"{type(error).__name__}: {error}"
+    try:
+        given = {**given, "decryption": decryption(keys)} if keys else given
+        with ParquetDataset(
+            path, client="threads", footer_cache=False, **given
+        ) as dataset:
+            got: dict[str, list[Any]] = {}
+            num_rows = dataset.num_rows
+            for batch in dataset:
+                for name, column in batch.items():
+                    got.setdefault(name, []).extend(delivered(column))
+            rows = {len(column) for column in got.values()}
+            found |= {"ours": "read", "rows": num_rows, "short": rows - {num_rows} != set()}
+            found["short"] |= not rows and num_rows > 0
+    except DaskLoaderError as error:
+        return found | {
+            "ours": "refused",
+            "error": type(error).__name__,
+            "text": str(error),
+        }
+    except BaseException as error:
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        return found | {
+            "ours": "wrong error",
+            "error": type(error).__name__,
+            "text": f"{error} ({last.name}, line {last.lineno})",
+        }
+    if want is not None:
+        names = got or {name: [] for name in want}
+        found["differ"] = sorted(
+            {name for name in want if not same(names.get(name), want[name])}
+            | (set(names) - set(want))
+        )
+    return found
+
+
+def main() -> None:
+    """Answer each line of stdin, a JSON list of path and keys' name."""
+    limit = int(sys.argv[1])
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    print("ready", flush=True)
+    for line in sys.stdin:
+        path, keys = json.loads(line)
+        try:
+            answer = judge(path, keys)
+        except Exception as error:
+            answer = {"ours": "no verdict", "error": repr(error), "text": ""}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()
