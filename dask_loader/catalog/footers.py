@@ -143,7 +143,8 @@ def parse_footers(
                 leaves = [read.leaves[name] for name in _needed(query, read.leaves)]
                 check_chunks(metadata, leaves, num_bytes)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-                check_numbers(path, groups, _checked(query.forms, read.leaves))
+                checked = _checked(query.forms, read.leaves)
+                check_numbers(path, metadata.schema, groups, checked)
                 found = {
                     "digest": _digest(tail),
                     "schema": read.packed,

@@ -125,12 +125,16 @@ def _fault(
 
 
 def check_numbers(
-    path: str, groups: Sequence[Any], leaves: Sequence[tuple[str, int, bool]]
+    path: str,
+    schema: Any,
+    groups: Sequence[Any],
+    leaves: Sequence[tuple[str, int, bool]],
 ) -> None:
     """Refuse counts that cannot be.
 
     Args:
         path: The file.
+        schema: Its Parquet schema.
         groups: Its row groups' metadata; their chunks were checked.
         leaves: Name and leaf of each column that is read, and whether its rows hold
             several values.
@@ -139,6 +143,7 @@ def check_numbers(
         BadFileError: A number is negative or absurd, or two do not agree.
     """
     flat = next((leaf for _, leaf, several in leaves if not several), None)
+    types = [(name, leaf, schema.column(leaf).physical_type) for name, leaf, _ in leaves]
     for index, group in enumerate(groups):
         rows = group.num_rows
         if not 0 <= rows <= _MAX_NUMBER:
@@ -148,6 +153,12 @@ def check_numbers(
             if values != rows:
                 name = next(name for name, leaf, _ in leaves if leaf == flat)
                 text = f"it says it has {rows} rows, and column {name!r} {values} values"
+                raise _refused(path, index, text, name)
+        for name, leaf, kind in types:
+            # Arrow ends the process where statistics are asked for in another type.
+            found = group.column(leaf).physical_type
+            if found != kind:
+                text = f"column {name!r} is {found} there, and {kind} in the schema"
                 raise _refused(path, index, text, name)
 
 

@@ -193,3 +193,35 @@ def decode_error(path: str, row_group: int, error: Exception) -> BadFileError:
         path=path,
         row_group=row_group,
     )
+
+
+def check_texts(
+    column: pa.ChunkedArray, name: str, path: str, row_group: int
+) -> None:
+    """Refuse text that is not UTF-8: Arrow decodes it, and Python cannot.
+
+    Args:
+        column: Text, bytes, or lists of them.
+        name: The column's.
+        path: The file.
+        row_group: Its index.
+
+    Raises:
+        BadFileError: There is such a text.
+    """
+    kind = column.type
+    while pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowException as error:
+        raise BadFileError(
+            f"column {name!r} in row group {row_group} of {path!r} holds text that is not "
+            f"UTF-8 ({error}); the file is damaged, or should have it as binary: rewrite "
+            "it, or leave the column out with columns=[...]",
+            path=path,
+            row_group=row_group,
+            column=name,
+        ) from error
