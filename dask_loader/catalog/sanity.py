@@ -21,7 +21,8 @@ from dask_loader.units import format_bytes
 
 # Beyond this, sums of rows and bytes over many files leave 64 bits.
 _MAX_NUMBER = 1 << 48
-_SEEN = "dask-loader: as far as the first page"
+# What no page begins with.
+_NO_PAGE = b"\xff" * 64
 
 
 class ChunkError(Exception):
@@ -39,12 +40,20 @@ class ChunkError(Exception):
 
 
 class _NoFile:
-    """A file of a given length of which nothing can be read."""
+    """A file of a given length without a page in it.
+
+    It does not raise: Arrow would keep the exception, and with it the frames of all who
+    called.
+
+    Attributes:
+        was_read: Whether anything was asked of it.
+    """
 
     closed = False
 
     def __init__(self, num_bytes: int) -> None:
         self._num_bytes, self._at = num_bytes, 0
+        self.was_read = False
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._at = offset + (0, self._at, self._num_bytes)[whence]
@@ -56,8 +65,9 @@ class _NoFile:
     def size(self) -> int:
         return self._num_bytes
 
-    def read(self, _num_bytes: int = -1) -> bytes:
-        raise OSError(_SEEN)
+    def read(self, num_bytes: int = -1) -> bytes:
+        self.was_read = True
+        return _NO_PAGE if num_bytes < 0 else _NO_PAGE[:num_bytes]
 
     def close(self) -> None:
         pass
@@ -110,17 +120,18 @@ def _fault(
     *,
     codecs: bool = False,
 ) -> Exception | None:
-    source = pa.PythonFile(_NoFile(num_bytes), mode="r")
+    source = _NoFile(num_bytes)
     # Where reads are planned ahead, all chunks are looked at before the first is read;
     # where a chunk is read by and by, its decompressor is made before.
     how = {"buffer_size": 1 << 10} if codecs else {"pre_buffer": True}
-    with pq.ParquetFile(source, metadata=metadata, **how) as file:
+    opened = pa.PythonFile(source, mode="r")
+    with pq.ParquetFile(opened, metadata=metadata, **how) as file:
         try:
             file.reader.read_row_groups(
                 list(groups), column_indices=list(leaves), use_threads=False
             )
         except Exception as error:  # Arrow has no common class, see open_error
-            return None if _SEEN in str(error) else error
+            return None if source.was_read else error
     return None
 
 

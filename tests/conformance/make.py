@@ -46,7 +46,8 @@ def main() -> None:
 def _totals(where: str, verdicts: dict[str, str]) -> str:
     counts = Counter(text.partition(" in ")[0] for text in verdicts.values())
     told = ", ".join(f"{n} {text}" for text, n in counts.most_common())
-    return f"- {len(verdicts)} files {where}: {told}."
+    files = {name.partition(" (key")[0] for name in verdicts}
+    return f"- {len(files)} files {where}, {len(verdicts)} readings: {told}."
 
 
 def _row(name: str, answer: dict[str, Any], text: str) -> str:
