@@ -126,8 +126,7 @@ def test_a_dataset_with_keys_pickles_and_its_workers_read(folder: Path) -> None:
         copy = pickle.loads(pickle.dumps(dataset))
         with copy:
             assert ids(copy) == list(range(2 * ROWS))
-        with DataLoader(dataset, num_workers=1) as loader:
-            assert ids(loader) == list(range(2 * ROWS))
+        assert ids(DataLoader(dataset, num_workers=1)) == list(range(2 * ROWS))
 
 
 def test_dask_workers_read_with_keys(
@@ -169,9 +168,7 @@ def test_of_a_plain_footer_the_plain_columns_are_read_without_keys(
 @pytest.mark.parametrize(
     "keys", [{}, {**KEYS, "foot": "9" * 16}, {"foot": KEYS["foot"]}]
 )
-def test_wrong_keys_are_told_and_not_shown(
-    folder: Path, keys: dict[str, str]
-) -> None:
+def test_wrong_keys_are_told_and_not_shown(folder: Path, keys: dict[str, str]) -> None:
     with pytest.raises(DecryptionError, match="decr") as e:
         make(folder, decryption=partial(properties, keys))
     assert repr(str(folder / "0.parquet")) in str(e.value)
@@ -199,7 +196,9 @@ def test_asking_for_an_encrypted_chunk_ends_the_process_without_our_look() -> No
     path = FILES / "encrypt_columns_plaintext_footer.parquet.encrypted"
     code = f"import pyarrow.parquet as p; p.ParquetFile({str(path)!r})"
     code += ".metadata.row_group(0).column(4)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, check=False
+    )
     assert done.returncode != 0
     with pytest.raises(DecryptionError, match="column 'float_field' of"):
         make(path)

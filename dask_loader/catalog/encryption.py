@@ -12,6 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow as pa
+
 from dask_loader.errors import ConfigError, DecryptionError
 
 ENCRYPTED_MAGIC = b"PARE"
@@ -84,6 +86,16 @@ def decryption_error(
     text = str(error)
     if isinstance(error, DecryptionError):
         return error
+    if has_keys and not isinstance(
+        error, OSError | pa.ArrowException | UnicodeDecodeError
+    ):
+        # A KMS client of the user's: its text may hold a key.
+        return DecryptionError(
+            f"what decryption= returned for {path!r} raised {type(error).__name__} when "
+            "keys were asked of it; see the error that caused this one",
+            path=path,
+            column=column,
+        )
     if not any(word in text.lower() for word in _WORDS):
         return None
     what = repr(path) if column is None else f"column {column!r} of {path!r}"

@@ -185,6 +185,8 @@ def parse_schema(storage: Storage, path: str, tail: bytes) -> pa.Schema:
     try:
         with _parse(storage, path, tail) as file:
             return file.schema_arrow.remove_metadata()
+    except DataError:
+        raise
     except Exception as error:  # Arrow has no common class, see open_error
         raise parse_error(storage, path, error) from error
 

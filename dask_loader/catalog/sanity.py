@@ -154,7 +154,9 @@ def check_numbers(
         BadFileError: A number is negative or absurd, or two do not agree.
     """
     flat = next((leaf for _, leaf, several in leaves if not several), None)
-    types = [(name, leaf, schema.column(leaf).physical_type) for name, leaf, _ in leaves]
+    types = [
+        (name, leaf, schema.column(leaf).physical_type) for name, leaf, _ in leaves
+    ]
     for index, group in enumerate(groups):
         rows = group.num_rows
         if not 0 <= rows <= _MAX_NUMBER:
@@ -163,7 +165,9 @@ def check_numbers(
             values = group.column(flat).num_values
             if values != rows:
                 name = next(name for name, leaf, _ in leaves if leaf == flat)
-                text = f"it says it has {rows} rows, and column {name!r} {values} values"
+                text = (
+                    f"it says it has {rows} rows, and column {name!r} {values} values"
+                )
                 raise _refused(path, index, text, name)
         for name, leaf, kind in types:
             # Arrow ends the process where statistics are asked for in another type.
@@ -171,6 +175,15 @@ def check_numbers(
             if found != kind:
                 text = f"column {name!r} is {found} there, and {kind} in the schema"
                 raise _refused(path, index, text, name)
+            if index == 0 and group.column(leaf).compression == "LZO":
+                raise BadFileError(
+                    f"column {name!r} of row group {index} of {path!r} is compressed "
+                    "with LZO, which pyarrow does not read; rewrite the file with zstd "
+                    "or snappy, or leave the column out with columns=[...]",
+                    path=path,
+                    row_group=index,
+                    column=name,
+                )
 
 
 def check_sizes(path: str, group_bytes: Sequence[int]) -> None:

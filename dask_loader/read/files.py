@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from dask_loader.catalog.footers import INT96_UNIT, footer_digest, parse_error
 from dask_loader.catalog.storage import Stamp, Storage
-from dask_loader.errors import BadFileError, DataChangedError
+from dask_loader.errors import BadFileError, DataChangedError, DataError
 
 # Footers of wide tables take megabytes, and each handle a descriptor.
 _MAX_IDLE = 32
@@ -110,7 +110,7 @@ class OpenFiles:
                     path=path,
                 )
             file = _open_parquet(storage, path, footer, verify_checksums)
-        except DataChangedError:
+        except DataError:
             raise
         except FileNotFoundError as error:
             raise DataChangedError(
@@ -195,9 +195,7 @@ def decode_error(path: str, row_group: int, error: Exception) -> BadFileError:
     )
 
 
-def check_texts(
-    column: pa.ChunkedArray, name: str, path: str, row_group: int
-) -> None:
+def check_texts(column: pa.ChunkedArray, name: str, path: str, row_group: int) -> None:
     """Refuse text that is not UTF-8: Arrow decodes it, and Python cannot.
 
     Args:

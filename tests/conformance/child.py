@@ -19,7 +19,6 @@ from dask_loader import DaskLoaderError, ParquetDataset, Ragged
 from tests.conformance.keys import decryption
 from tests.conformance.values import choices, expected, same
 
-
 # A few kilobytes can decode to gigabytes; pyarrow takes half a minute for it, and us none.
 _MOST_BYTES = 1 << 30
 
@@ -60,7 +59,9 @@ def judge(path: str, keys: str) -> dict[str, Any]:
         ) as file:
             given = choices(file.schema_arrow)
             fields = [f"{field.type}" for field in file.schema_arrow]
-            found["holds"] = f"{len(fields)} columns: {', '.join(dict.fromkeys(fields))}"
+            found["holds"] = (
+                f"{len(fields)} columns: {', '.join(dict.fromkeys(fields))}"
+            )
             if max_group_bytes(file) > _MOST_BYTES:
                 raise MemoryError("not tried: it would take gigabytes")
             want = expected(file)

@@ -9,7 +9,10 @@ from typing import Any
 import pyarrow.parquet.encryption as pe
 
 # The footer's key; pyarrow takes no keys of single columns but through a KMS.
-_FOOTER_KEYS = {"aes128": b"0123456789012345", "aes256": b"01234567890123456789012345678901"}
+_FOOTER_KEYS = {
+    "aes128": b"0123456789012345",
+    "aes256": b"01234567890123456789012345678901",
+}
 
 
 def decryption(name: str) -> Callable[[str], Any]:

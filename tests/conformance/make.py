@@ -30,7 +30,13 @@ def main() -> None:
     found = dict(judge_all(FILES, cases(FILES)))
     verdicts = {name: verdict(answer) for name, answer in found.items()}
     VERDICTS.write_text(json.dumps(verdicts, indent=1, sort_keys=True) + "\n")
-    lines = [_HEAD.rstrip(), "", "## Totals", "", _totals("in this repository", verdicts)]
+    lines = [
+        _HEAD.rstrip(),
+        "",
+        "## Totals",
+        "",
+        _totals("in this repository", verdicts),
+    ]
     if len(sys.argv) > 1:
         folder = Path(sys.argv[1])
         more = {n: verdict(a) for n, a in judge_all(folder, cases(folder))}
@@ -55,7 +61,12 @@ def _row(name: str, answer: dict[str, Any], text: str) -> str:
     file = name.partition(" (key")[0]
     # The folder says nothing, and is another one elsewhere.
     said = said.replace(f"{FILES}/{file}", "...")
-    parts = (name, answer.get("holds", "") or "nothing that pyarrow can read", text, said)
+    parts = (
+        name,
+        answer.get("holds", "") or "nothing that pyarrow can read",
+        text,
+        said,
+    )
     return "| " + " | ".join(_cell(part) for part in parts) + " |"
 
 

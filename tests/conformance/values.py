@@ -87,9 +87,7 @@ def _flat(name: str, array: pa.Array) -> list[tuple[str, list[Any]]]:
         return _flat(name, array.dictionary_decode())
     if pa.types.is_struct(kind):
         parts = zip(kind, array.flatten(), strict=True)
-        return [
-            leaf for f, part in parts for leaf in _flat(f"{name}.{f.name}", part)
-        ]
+        return [leaf for f, part in parts for leaf in _flat(f"{name}.{f.name}", part)]
     if pa.types.is_map(kind):
         items = _flat(f"{name}.key", array.keys) + _flat(f"{name}.value", array.items)
         return [(leaf, _rows(array, values)) for leaf, values in items]
@@ -108,7 +106,9 @@ def _flat(name: str, array: pa.Array) -> list[tuple[str, list[Any]]]:
 def _rows(lists: pa.Array, values: list[Any]) -> list[Any]:
     ends = lists.offsets.to_pylist()
     there = lists.is_valid().to_pylist()
-    return [values[ends[i] : ends[i + 1]] if there[i] else [] for i in range(len(there))]
+    return [
+        values[ends[i] : ends[i + 1]] if there[i] else [] for i in range(len(there))
+    ]
 
 
 def _leaf(array: pa.Array) -> list[Any]:
