@@ -17,11 +17,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from dask_loader.agree import Agreement
 from dask_loader.batch.epochs import Announcement, Start
+from dask_loader.batch.formats import arrow_each, numpy_each
 from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.encryption import check_decryption
+from dask_loader.catalog.formats import OutputFormat, check_format
+from dask_loader.catalog.masks import mask_field
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
@@ -91,10 +94,17 @@ class ParquetDataset(IterableDataset[Any]):
             that NumPy promotes theirs to, or that of dtypes.
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
-        nulls: "error"; "nan", for float columns; or {column: value}.
+        nulls: "error"; "nan", for float columns; {column: value}; or "mask": nulls become
+            0 or "", and a bool tensor `<column>__valid` tells which rows (or elements of
+            fixed-size lists) are none, for each column that may hold nulls by its schema.
+            Of lists of any length it tells the rows, and `<column>__items_valid` the
+            elements.
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
+        output_format: "torch": dicts as above. "numpy": the same with NumPy arrays.
+            "arrow": each batch a pyarrow.Table of columns as files have them, nulls and
+            nested types included; nulls, features, dtypes and ragged do not apply.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -145,6 +155,7 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         ragged: Any = "jagged",
+        output_format: OutputFormat = "torch",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
@@ -170,6 +181,14 @@ class ParquetDataset(IterableDataset[Any]):
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
             provenance=provenance,
+            output_format=check_format(
+                output_format,
+                batch_size=batch_size,
+                features=features,
+                dtypes=dtypes,
+                nulls=None if nulls == "error" else nulls,
+                ragged=None if ragged == "jagged" else ragged,
+            ),
         )
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
@@ -219,6 +238,11 @@ class ParquetDataset(IterableDataset[Any]):
         schema = self._catalog.delivered_schema
         if transform is not None:
             schema = transform.schema
+        fields = {field.name: field for field in schema}
+        for form in self._read_options.forms:
+            if form.mask_of:
+                fields[form.name] = mask_field(form, schema)
+        schema = pa.schema(fields.values())
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
 
     @property
@@ -397,7 +421,7 @@ class ParquetDataset(IterableDataset[Any]):
         pipeline = self._pipeline()
         done = progress.num_items if progress else 0
         if self._options.batch_size is not None:
-            return self.nested(pipeline.batches(run, replace(turn, done=done)))
+            return self.formatted(pipeline.batches(run, replace(turn, done=done)))
         steps, rows = divmod(done, ROWS_PER_STEP)
         turn = replace(turn, length=run.rows_turn, done=steps)
         return pipeline.rows(run, turn, skip=rows)
@@ -448,10 +472,21 @@ class ParquetDataset(IterableDataset[Any]):
         """
         return self._pipeline().batches(run, Turn(), registry)
 
-    def nested(self, batches: Generator[Any, None, None]) -> Generator[Any, None, None]:
-        """Make torch.nested tensors of the columns that are to be such."""
+    def formatted(
+        self, batches: Generator[Any, None, None]
+    ) -> Generator[Any, None, None]:
+        """Make of batches what the user wants: torch.nested tensors, NumPy or Arrow."""
+        if self._options.output_format == "numpy":
+            return numpy_each(batches)
+        if self._options.output_format == "arrow":
+            return arrow_each(batches, self.schema)
         names = {form.name for form in self._read_options.forms if form.nested}
         return nest_each(batches, names) if names else batches
+
+    @property
+    def output_format(self) -> OutputFormat:
+        """What batches are made of."""
+        return self._options.output_format
 
     def cut(
         self,

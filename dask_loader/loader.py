@@ -85,6 +85,7 @@ class DataLoader(TorchDataLoader[Any]):
         _check_torch_options(torch_options)
         _check_flags(pin_memory, prefetch_batches, progress)
         found = None if device is None else resolve_device(device)
+        _check_tensors(dataset, device=device, pin_memory=pin_memory)
         self._device = None if found is None or found.type == "cpu" else found
         if pin_memory and self._device is None and not _can_pin():
             warnings.warn(
@@ -164,7 +165,7 @@ class DataLoader(TorchDataLoader[Any]):
             batches = self._parquet.batches_of(run, blocks)
         else:
             batches = self._parquet.cut(run, self._start_workers(run), blocks)
-        batches = self._parquet.nested(self._deliver(batches))
+        batches = self._parquet.formatted(self._deliver(batches))
         if self.progress and run.world.rank == 0:
             batches = show_progress(
                 batches,
@@ -308,6 +309,15 @@ def _check_flags(pin_memory: Any, prefetch_batches: Any, progress: Any) -> None:
         raise ConfigError(f"progress={progress!r} must be True or False")
     if progress:
         require_rich()
+
+
+def _check_tensors(dataset: ParquetDataset, **options: Any) -> None:
+    for name, value in options.items():
+        if value and dataset.output_format != "torch":
+            raise ConfigError(
+                f"{name}={value!r} is for tensors, and the dataset gives "
+                f"output_format={dataset.output_format!r}; leave one of the two out"
+            )
 
 
 def _can_pin() -> bool:

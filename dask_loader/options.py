@@ -6,6 +6,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, get_args
 
+from dask_loader.catalog.formats import OutputFormat
 from dask_loader.errors import ConfigError, PlanError
 from dask_loader.plan.share import Uneven
 from dask_loader.units import format_bytes, parse_bytes, parse_seconds
@@ -28,6 +29,7 @@ class DatasetOptions:
     verify_checksums: bool = True
     footer_cache: bool | str | os.PathLike[str] = True
     provenance: bool = False
+    output_format: OutputFormat = "torch"
 
     def __post_init__(self) -> None:
         """Check each option, and those that depend on each other.

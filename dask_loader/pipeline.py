@@ -14,7 +14,7 @@ from contextlib import closing
 from itertools import count, islice
 
 from dask_loader.batch.rebatch import Rebatcher, Row
-from dask_loader.batch.tensors import Batch
+from dask_loader.batch.tensors import Batch, keep_arrow
 from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.provenance import public_path
@@ -102,6 +102,7 @@ class Pipeline:
         self._files: list[str] | None = None
         if options.provenance:
             self._files = [public_path(file.path) for file in catalog.files]
+        self._loosen = keep_arrow if read_options.own_types else None
         # Joined batches: one in the user's hand, one being made, and some to spare.
         self._batch_pool = SlabPool(options.memory_bytes // 8)
         self._registered_pool: SlabPool | None = None
@@ -188,6 +189,7 @@ class Pipeline:
             must_copy=lambda: False,
             allocate=self._pool_for(registry).lease,
             files=self._files,
+            loosen=self._loosen,
         )
         return self._cut(run, batcher, Turn())
 
@@ -259,6 +261,7 @@ class Pipeline:
             must_copy=must_copy,
             allocate=pool.lease,
             files=self._files,
+            loosen=self._loosen,
         )
 
     def _cut(

@@ -16,7 +16,9 @@ from dask_loader.catalog.cache import open_cache
 from dask_loader.catalog.catalog import Catalog, read_catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
+from dask_loader.catalog.formats import whole_forms
 from dask_loader.catalog.forms import Form, form_of
+from dask_loader.catalog.masks import with_masks
 from dask_loader.catalog.provenance import add_provenance
 from dask_loader.catalog.sanity import check_row_bytes
 from dask_loader.counting import slice_task, with_counted_rows
@@ -76,6 +78,7 @@ def load_catalog(
         except DaskLoaderError:
             return  # what is wrong is said in its turn, once all footers are read
 
+    own_types = options.output_format == "arrow"
     in_order = not options.shuffle and options.num_splits in (None, 1)
     begins = ahead is not None and in_order and filters is None and transform is None
     # What encrypted footers say is not left on a disk.
@@ -91,7 +94,8 @@ def load_catalog(
         listed=found.listed,
         cache=cache,
         dtypes=delivery.wanted_dtypes if transform is None else None,
-        any_type=transform is not None,
+        any_type=transform is not None or own_types,
+        own_types=own_types,
         on_front=begin if begins else None,
     )
     check_row_bytes(
@@ -105,6 +109,7 @@ def load_catalog(
             expression=catalog.expression,
             filter_columns=catalog.filter_columns,
             verify_checksums=options.verify_checksums,
+            own_types=own_types,
         )
         if catalog.expression is not None:
             catalog = with_counted_rows(catalog, plain, engine, cache)
@@ -122,7 +127,8 @@ def load_catalog(
     read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
     catalog = replace(catalog, growth=_growth(catalog, read_options.forms))
     if catalog.expression is None:
-        _check_nulls(catalog, read_options)
+        if not own_types:
+            _check_nulls(catalog, read_options)
     else:
         catalog = with_counted_rows(catalog, read_options, engine, cache)
     return catalog, read_options
@@ -144,6 +150,8 @@ def window_task(
         // int(catalog.num_rows[piece.group])
         for piece in window.slices
     ) - window.num_rows * sum(form.row_bytes for form in catalog.forms)
+    if read_options.own_types:
+        texts += window.num_rows * sum(form.row_bytes for form in catalog.forms)
     if read_options.transform is not None:
         texts = window.num_rows * read_options.transform.loose_row_bytes
     # Only a slice larger than a window is cut into several, each a window of its own.
@@ -184,7 +192,9 @@ def _try(
 ) -> Transform:
     """Run a transform on the first rows, where all others will be read."""
     transform = Transform(
-        function=function, inputs=tuple(f.name for f in catalog.forms)
+        function=function,
+        inputs=tuple(f.name for f in catalog.forms),
+        own_types=options.own_types,
     )
     if not isinstance(engine, ThreadsEngine):
         _ = function.payload  # raises
@@ -232,8 +242,14 @@ def _read_options(
     if transform is not None:
         schema, dtypes = transform.schema, delivery.wanted_dtypes
         forms = tuple(_made_form(f, dtypes.get(f.name), transform) for f in schema)
-    forms = deliver(forms, delivery)
-    nulls = make_null_policy(nulls, forms, schema)
+    own_types = options.output_format == "arrow"
+    if own_types:
+        forms, nulls = whole_forms(forms), NullPolicy()
+    else:
+        forms = deliver(forms, delivery)
+        nulls = make_null_policy(nulls, forms, schema)
+        if nulls.mask:
+            forms = with_masks(forms, _nullable(catalog, forms, transform))
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
@@ -244,12 +260,26 @@ def _read_options(
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
         transform=transform,
+        own_types=own_types,
     )
+
+
+def _nullable(
+    catalog: Catalog, forms: Sequence[Form], transform: Transform | None
+) -> set[str]:
+    """Return the columns that may hold nulls: the same on every rank."""
+    if transform is not None:
+        return {form.name for form in forms}
+    return {
+        form.name
+        for form in forms
+        if catalog.schema.field(form.name).nullable or form.name in catalog.null_counts
+    }
 
 
 def _made_form(field: pa.Field, dtype: str | None, transform: Transform) -> Form:
     try:
-        return form_of(field, dtype=dtype)
+        return form_of(field, dtype=dtype, any_type=transform.own_types)
     except UnsupportedTypeError as error:
         raise UnsupportedTypeError(
             f"{transform.text} makes a column {field.name!r} of type {field.type}, which "

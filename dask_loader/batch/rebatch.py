@@ -13,7 +13,14 @@ import numpy as np
 import torch
 
 from dask_loader.batch.ragged import Ragged
-from dask_loader.batch.tensors import Batch, Column, Join, add_origin, cut_batch
+from dask_loader.batch.tensors import (
+    Batch,
+    Column,
+    Join,
+    Loosen,
+    add_origin,
+    cut_batch,
+)
 from dask_loader.plan.schedule import Piece, Step
 from dask_loader.transfer.window import Block, WindowData
 
@@ -32,6 +39,7 @@ class Rebatcher:
         must_copy: Callable[[], bool],
         allocate: Callable[[int], Block] | None = None,
         files: Sequence[str] | None = None,
+        loosen: Loosen | None = None,
     ) -> None:
         """Begin without any window.
 
@@ -44,7 +52,9 @@ class Rebatcher:
             allocate: Gives memory for batches that are joined; NumPy's where None.
             files: Names of the catalog's files, where batches shall say where their rows
                 came from and windows have the columns for it.
+            loosen: What texts and lists become; Python's where None.
         """
+        self._loosen = loosen
         self._names = tuple(names)
         self._take = take
         self._release = release
@@ -67,7 +77,9 @@ class Rebatcher:
         piece = step.pieces[0]
         self._finish(number for number in step.finished if number != piece.request)
         window = self._window(step, piece.request)
-        batch = cut_batch(self._names, window, piece.start, piece.stop)
+        batch = cut_batch(
+            self._names, window, piece.start, piece.stop, loosen=self._loosen
+        )
         self._finish(step.finished)
         return self._signed(step, batch)
 
@@ -100,7 +112,7 @@ class Rebatcher:
         join: Join | None = None
         for i, piece in enumerate(pieces):
             window = self._window(step, piece.request)
-            join = join or Join(window, num_rows, allocate)
+            join = join or Join(window, num_rows, allocate, loosen=self._loosen)
             join.add(window, piece.start, piece.stop)
             del window
             if last_use[piece.request] == i and piece.request in step.finished:

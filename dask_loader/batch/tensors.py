@@ -20,14 +20,23 @@ from dask_loader.batch.ragged import Ragged, cut_lists, join_lists
 from dask_loader.catalog.provenance import FILE, PADDED
 from dask_loader.transfer.window import Block, GroupKind, WindowData, kind_of
 
-# What a batch holds for one column: a tensor, a list of str or bytes, or lists.
+# What a batch holds for one column: a tensor, a list of str or bytes, or lists. (Columns
+# that stay Arrow's are pa.ChunkedArray, which mypy does not know.)
 Column = torch.Tensor | list[Any] | Ragged
 Batch = dict[str, Column]
+Loosen = Callable[[pa.Array], Any]
 
 _ALIGNMENT = 64
 
 
-def cut_batch(names: Sequence[str], window: WindowData, start: int, stop: int) -> Batch:
+def cut_batch(
+    names: Sequence[str],
+    window: WindowData,
+    start: int,
+    stop: int,
+    *,
+    loosen: Loosen | None = None,
+) -> Batch:
     """Return rows [start, stop) of a window as a batch, without copying.
 
     Args:
@@ -35,6 +44,7 @@ def cut_batch(names: Sequence[str], window: WindowData, start: int, stop: int) -
         window: The window.
         start: First row.
         stop: One past the last row.
+        loosen: What texts and lists become; Python's where None.
 
     Returns:
         Tensors of shape (rows, *row shape), each contiguous, on the window's memory; a
@@ -45,7 +55,7 @@ def cut_batch(names: Sequence[str], window: WindowData, start: int, stop: int) -
     for group in window.groups:
         _deliver(kind_of(group), group.data[:, start:stop], found)
     for name, text in window.texts.items():
-        found[name] = _loose(text.slice(start, stop - start))
+        found[name] = (loosen or _loose)(text.slice(start, stop - start))
     return {name: found[name] for name in names}
 
 
@@ -53,7 +63,12 @@ class Join:
     """A batch that is put together from several pieces, in memory of its own."""
 
     def __init__(
-        self, like: WindowData, num_rows: int, allocate: Callable[[int], Block] | None
+        self,
+        like: WindowData,
+        num_rows: int,
+        allocate: Callable[[int], Block] | None,
+        *,
+        loosen: Loosen | None = None,
     ) -> None:
         """Make room.
 
@@ -62,11 +77,13 @@ class Join:
             num_rows: Rows of the batch.
             allocate: Gives one block for all columns; None gives each group its own, so
                 that a column that is kept for long keeps little else.
+            loosen: What texts and lists become; Python's where None.
         """
+        self._loosen = loosen or _loose
         self._num_rows = 0
         # Not the groups: the window must be free to go while the batch is joined.
         self._kinds = [kind_of(group) for group in like.groups]
-        self._texts: dict[str, list[list[Any] | Ragged]] = {n: [] for n in like.texts}
+        self._texts: dict[str, list[Any]] = {n: [] for n in like.texts}
         shapes = [(len(g.names), num_rows, *g.shape) for g in like.groups]
         self._arrays: list[NDArray[np.generic]] = []
         if allocate is None:
@@ -93,7 +110,7 @@ class Join:
             array[:, rows] = group.data[:, start:stop]
         for name, parts in self._texts.items():
             # Copies: the window must be free to go.
-            parts.append(_loose(window.texts[name].slice(start, stop - start)))
+            parts.append(self._loosen(window.texts[name].slice(start, stop - start)))
         self._num_rows = rows.stop
 
     def batch(self, names: Sequence[str]) -> Batch:
@@ -111,7 +128,15 @@ def _loose(array: pa.Array) -> list[Any] | Ragged:
     return items
 
 
-def _join(parts: Sequence[list[Any] | Ragged]) -> list[Any] | Ragged:
+def keep_arrow(array: pa.Array) -> pa.ChunkedArray:
+    """Leave a column Arrow's; see cut_batch. Arrow's memory is never written into."""
+    return pa.chunked_array([array])
+
+
+def _join(parts: Sequence[Any]) -> Any:
+    if parts and isinstance(parts[0], pa.ChunkedArray):
+        chunks = [chunk for part in parts for chunk in part.chunks]
+        return pa.chunked_array(chunks, parts[0].type)
     lists = [part for part in parts if isinstance(part, Ragged)]
     if lists:
         return join_lists(lists)

@@ -19,7 +19,7 @@ from dask_loader.catalog.filters import (
     may_prune,
     name_filter,
 )
-from dask_loader.catalog.flat import filter_schema, flat_schema
+from dask_loader.catalog.flat import arrow_schema, filter_schema, flat_schema
 from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
@@ -144,6 +144,7 @@ def read_catalog(
     on_front: Callable[[Catalog], None] | None = None,
     dtypes: Mapping[str, str] | None = None,
     any_type: bool = False,
+    own_types: bool = False,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -163,6 +164,7 @@ def read_catalog(
             read, before the others are; not where those files disagree.
         dtypes: NumPy dtypes that the user wants columns in, by column.
         any_type: Columns need no tensor form.
+        own_types: Columns are delivered as files nest them.
 
     Raises:
         ColumnError: A column is not there.
@@ -172,10 +174,14 @@ def read_catalog(
         SchemaError: Two files disagree.
         DataChangedError: A file vanished meanwhile.
     """
-    asked = f"{columns!r} {name_filter(filters)}"
+    all_columns = columns is None
+    asked = f"{columns!r} {name_filter(filters)}{' own' * own_types}"
     footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
     nested = footers.first_schema()
     schema, asked_of = flat_schema(nested), filter_schema(nested)
+    if own_types:
+        schema = arrow_schema(nested)
+        columns = tuple(nested.names) if columns is None else columns
     names = choose_columns(schema, columns, path=paths[0])
     expression = make_filter(filters, asked_of, path=paths[0])
     query = FooterQuery(
@@ -200,7 +206,9 @@ def read_catalog(
     def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
         packed = table["schema"].to_pylist()
         read = query.filter_columns
-        _check_schemas(asked_of, packed, first, names, read, columns is None)
+        _check_schemas(
+            asked_of, packed, first, names, read, all_columns, own_types=own_types
+        )
         entries = tuple(
             FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
@@ -276,16 +284,27 @@ def _check_schemas(
     names: Sequence[str],
     filter_names: Sequence[str],
     all_columns: bool,
+    *,
+    own_types: bool,
 ) -> None:
     agreed = {packed[0]}  # thousands of files have few different schemas
     for path, other in zip(paths, packed, strict=True):
         if other in agreed:
             continue
+        if own_types:
+            compare_schemas(
+                arrow_schema(unpack_schema(packed[0])),
+                arrow_schema(unpack_schema(other)),
+                names=names,
+                all_columns=all_columns,
+                first_path=paths[0],
+                path=path,
+            )
         compare_schemas(
             schema,
             filter_schema(unpack_schema(other)),
-            names=dict.fromkeys((*names, *filter_names)),
-            all_columns=all_columns,
+            names=dict.fromkeys(filter_names if own_types else (*names, *filter_names)),
+            all_columns=all_columns and not own_types,
             first_path=paths[0],
             path=path,
         )

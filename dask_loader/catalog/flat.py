@@ -17,6 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 _WIDE = {pa.string_view(): pa.large_string(), pa.binary_view(): pa.large_binary()}
+# Begins the names of columns that stand beside their flat selves. Parquet's own names
+# hardly ever have it.
+_OWN = "\0own "
 
 
 class FlatColumn(NamedTuple):
@@ -50,6 +53,17 @@ def flat_schema(schema: pa.Schema) -> pa.Schema:
     """Return the delivered columns' schema; names may come twice."""
     columns = flat_columns(schema)
     return pa.schema([pa.field(c.name, c.type, c.nullable) for c in columns])
+
+
+def arrow_schema(schema: pa.Schema) -> pa.Schema:
+    """Return what is delivered in Arrow's own types: columns as files have them.
+
+    Fields of structs may be named too, by their flat names.
+    """
+    names = set(schema.names)
+    return pa.schema(
+        [*schema, *(f for f in flat_schema(schema) if f.name not in names)]
+    )
 
 
 def filter_schema(schema: pa.Schema) -> pa.Schema:
@@ -101,6 +115,30 @@ def flatten_table(table: pa.Table, nested: Sequence[str] = ()) -> pa.Table:
             names.append(name)
             columns.append(table.column(name))
     return pa.table(columns, names=names)
+
+
+def with_own_types(flat: pa.Table, table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Append columns in the types that files have them in, to be found by own_columns().
+
+    Args:
+        flat: From flatten_table().
+        table: As Arrow reads it.
+        names: The columns of the table that are to be delivered so.
+    """
+    for name in names:
+        if name not in table.column_names:
+            continue
+        column = table.column(name)
+        if name not in flat.column_names or flat.column(name).type != column.type:
+            flat = flat.append_column(_OWN + name, column)
+    return flat
+
+
+def own_columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
+    """Select columns, in their own types where with_own_types() appended them."""
+    there = set(table.column_names)
+    own = [_OWN + name if _OWN + name in there else name for name in names]
+    return table.select(own).rename_columns(list(names))
 
 
 def _is_flat(kind: pa.DataType) -> bool:

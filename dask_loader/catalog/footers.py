@@ -16,7 +16,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from dask_loader.catalog.encryption import ENCRYPTED_MAGIC, decryption_error
-from dask_loader.catalog.flat import flat_columns
+from dask_loader.catalog.flat import leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.sanity import (
     ChunkError,
@@ -140,7 +140,7 @@ def parse_footers(
         try:
             with _parse(query.storage, path, tail) as file:
                 metadata, read = file.metadata, schemas.of(file)
-                leaves = [read.leaves[name] for name in _needed(query, read.leaves)]
+                leaves = _needed(query, read.leaves)
                 check_chunks(metadata, leaves, num_bytes)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
                 checked = _checked(query.forms, read.leaves)
@@ -156,7 +156,9 @@ def parse_footers(
                 for name, counts in _null_counts(query.forms, read.leaves, groups):
                     nulls.setdefault(name, {})[row] = counts
         except ChunkError as error:
-            names = {leaf: name for name, leaf in read.leaves.items()}
+            # A struct's fields, which come after it, have names of their own.
+            each = sorted(read.leaves.items(), key=lambda item: -len(item[1]))
+            names = {leaf: name for name, leaves in each for leaf in leaves}
             raise _chunk_error(query.storage, path, error, names) from error
         except DataError:
             raise
@@ -258,20 +260,21 @@ def _parse(storage: Storage, path: str, tail: bytes) -> pq.ParquetFile:
     )
 
 
-def _needed(query: FooterQuery, leaves: dict[str, int]) -> list[str]:
+def _needed(query: FooterQuery, leaves: dict[str, range]) -> list[int]:
     # All that is asked of chunks below; filters may name a whole struct.
     asked = {*(form.name for form in query.forms), *query.filter_columns}
     whole = tuple(f"{name}." for name in query.filter_columns)
-    return [name for name in leaves if name in asked or name.startswith(whole)]
+    names = (n for n in leaves if n in asked or n.startswith(whole))
+    return sorted({leaf for name in names for leaf in leaves[name]})
 
 
 def _checked(
-    forms: Sequence[Form], leaves: dict[str, int]
+    forms: Sequence[Form], leaves: dict[str, range]
 ) -> list[tuple[str, int, bool]]:
     return [
-        (form.name, leaves[form.name], bool(form.depth or form.shape))
+        (form.name, leaf, len(leaves[form.name]) > 1 or bool(form.depth or form.shape))
         for form in forms
-        if form.name in leaves
+        for leaf in leaves.get(form.name, ())
     ]
 
 
@@ -296,7 +299,7 @@ def _chunk_error(
 class _Read:
     schema: pa.Schema
     packed: bytes
-    leaves: dict[str, int]
+    leaves: dict[str, range]
 
 
 class _Schemas:
@@ -315,17 +318,17 @@ class _Schemas:
         if not same or arrow != self._arrow:
             schema = file.schema_arrow
             self._parquet, self._arrow = parquet, arrow
-            leaves = {column.name: column.leaf for column in flat_columns(schema)}
+            leaves = leaves_of(schema)
             self._read = _Read(schema, pack_schema(schema), leaves)
         return self._read
 
 
 def _decoded_bytes(
-    row_bytes: int, loose: list[Form], leaves: dict[str, int], groups: list[Any]
+    row_bytes: int, loose: list[Form], leaves: dict[str, range], groups: list[Any]
 ) -> list[int]:
     # Fixed-width columns from the schema, text from the encoded size, lists from the number
     # of their elements: never from decoded samples, which would differ between ranks.
-    there = [(form, leaves[form.name]) for form in loose if form.name in leaves]
+    there = [(form, leaf) for form in loose for leaf in leaves.get(form.name, ())]
     return [
         g.num_rows * row_bytes
         + sum(_loose_bytes(form, g.column(leaf), g.num_rows) for form, leaf in there)
@@ -357,14 +360,14 @@ def _text_bytes(chunk: Any, num_rows: int) -> int:
 
 
 def _null_counts(
-    forms: Sequence[Form], leaves: dict[str, int], groups: list[Any]
+    forms: Sequence[Form], leaves: dict[str, range], groups: list[Any]
 ) -> Iterator[tuple[str, list[int]]]:
     # The one loop over all chunks of all footers: half the cost of a cold start.
     for form in forms:
         # Of lists a footer counts the empty ones too.
-        if form.name not in leaves or form.depth:
+        if len(leaves.get(form.name, ())) != 1 or form.depth:
             continue
-        leaf, counts, said = leaves[form.name], [], False
+        leaf, counts, said = leaves[form.name][0], [], False
         for group in groups:
             stats = group.column(leaf).statistics
             known = stats is not None and stats.has_null_count

@@ -51,6 +51,8 @@ class Form:
         pad: Lists of any length that are given one, which shape begins with.
         nested: Whether lists of any length become a torch.nested tensor.
         coded: Whether values are delivered as their places in a vocabulary.
+        whole: Whether the column is delivered in Arrow's own type, nulls included.
+        mask_of: The column that this one tells the nulls of, or "".
     """
 
     name: str
@@ -64,6 +66,8 @@ class Form:
     pad: Padding | None = None
     nested: bool = False
     coded: bool = False
+    whole: bool = False
+    mask_of: str = ""
 
     @property
     def is_fixed(self) -> bool:

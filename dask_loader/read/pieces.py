@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from weakref import WeakKeyDictionary
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.flat import flatten_table, leaves_of
+from dask_loader.catalog.flat import (
+    flatten_table,
+    leaves_of,
+    own_columns,
+    with_own_types,
+)
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.masks import add_masks
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
 from dask_loader.read.transform import Transform
@@ -103,7 +110,8 @@ def bundles(
     for form in options.forms:
         unknown = 0 if form.has_stored_width else _TEXT_ROW_BYTES
         size = max(form.row_bytes, unknown) * group_rows
-        if size > room or not found:
+        # A mask is made of its column, which comes just before it.
+        if (size > room and not form.mask_of) or not found:
             found.append([])
             room = limit
         found[-1].append(form)
@@ -155,14 +163,14 @@ def kept_tables(
     made = [form for form in forms if form.made]
     places = _leaves_of(file)
     transform = options.transform
-    read = [form.name for form in forms if not form.made]
+    read = list(dict.fromkeys(f.mask_of or f.name for f in forms if not f.made))
     if transform is not None:
         read = list(transform.inputs)
     needed = {*read, *options.filter_columns}
     wanted = {leaf for name in needed for leaf in places.get(name, ())}
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
-    all_fixed = len(needed) == len(names) - len(made) and transform is None
+    all_fixed = needed == set(read) and transform is None
     all_fixed = all_fixed and all(form.has_stored_width for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     if transform is not None:
@@ -174,8 +182,10 @@ def kept_tables(
     first = kept = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    nested = options.filter_columns
-    for table in (_whole if whole else _batches)(file, task, leaves, limit, nested):
+    shape = partial(_shape, nested=options.filter_columns)
+    if options.own_types:
+        shape = partial(shape, own=read)
+    for table in (_whole if whole else _batches)(file, task, leaves, limit, shape):
         if made:
             first, table = (
                 first + table.num_rows,
@@ -183,11 +193,14 @@ def kept_tables(
             )
         if options.expression is not None:
             table = table.filter(options.expression)
+        if options.own_types:
+            made_names = [form.name for form in made]
+            table = own_columns(table, [*read, *made_names])
         if transform is not None and table.num_rows:
             table, kept = _transformed(transform, table, task, made, kept)
         elif transform is not None:
             continue
-        yield table.select(names)
+        yield add_masks(table, forms, task).select(names)
 
 
 def _transformed(
@@ -213,9 +226,10 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
     places = _leaves_of(file)
     leaves = [leaf for name in options.filter_columns for leaf in places[name]]
     limit = _piece_rows(file, task.row_group, leaves, 0)
+    shape = partial(_shape, nested=options.filter_columns)
     return sum(
         int(table.filter(options.expression).num_rows)
-        for table in _batches(file, task, leaves, limit, options.filter_columns)
+        for table in _batches(file, task, leaves, limit, shape)
     )
 
 
@@ -227,19 +241,26 @@ def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
     return found
 
 
+def _shape(
+    table: pa.Table, nested: Sequence[str] = (), own: Sequence[str] = ()
+) -> pa.Table:
+    """Return a table as it was read with the columns that filters and forms name."""
+    return with_own_types(flatten_table(table, nested), table, own)
+
+
 def _whole(
     file: pq.ParquetFile,
     task: SliceTask,
     leaves: Sequence[int],
     num_rows: int,
-    nested: Sequence[str],
+    shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
     del num_rows
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
         )
-        yield flatten_table(table, nested)
+        yield shape(table)
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 
@@ -249,7 +270,7 @@ def _batches(
     task: SliceTask,
     leaves: Sequence[int],
     num_rows: int,
-    nested: Sequence[str],
+    shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
     try:
         for batch in file.reader.iter_batches(
@@ -258,7 +279,7 @@ def _batches(
             column_indices=list(leaves),
             use_threads=False,
         ):
-            yield flatten_table(pa.Table.from_batches([batch]), nested)
+            yield shape(pa.Table.from_batches([batch]))
     except Exception as error:  # Arrow has no common class, see open_error
         raise decode_error(task.path, task.row_group, error) from error
 

@@ -27,6 +27,7 @@ class ReadOptions:
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
         transform: Makes the columns to deliver of those of the files.
+        own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
 
     storage: Storage
@@ -36,6 +37,7 @@ class ReadOptions:
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
     transform: Transform | None = None
+    own_types: bool = False
 
 
 @dataclass(frozen=True, slots=True)

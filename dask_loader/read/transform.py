@@ -102,6 +102,7 @@ class Transform:
         schema: What it returned when the dataset was made, flat.
         row_bytes: Bytes of one row of that.
         loose_row_bytes: The part of them that is in columns without a fixed width.
+        own_types: What it returns is delivered in Arrow's own types.
     """
 
     function: Function
@@ -109,6 +110,7 @@ class Transform:
     schema: pa.Schema = field(default_factory=lambda: pa.schema([]))
     row_bytes: int = 1
     loose_row_bytes: int = 0
+    own_types: bool = False
 
     @property
     def text(self) -> str:
@@ -191,8 +193,11 @@ class Transform:
             raise self._error(f"made two columns called {twice[0]!r}", piece)
         if not made.num_columns:
             raise self._error("made no column; return at least one", piece)
+        made = made.replace_schema_metadata(None)
+        if self.own_types:
+            return made
         with self._told(None, piece, first):
-            return flatten_table(made.replace_schema_metadata(None))
+            return flatten_table(made)
 
     @contextmanager
     def _told(

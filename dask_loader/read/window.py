@@ -122,9 +122,12 @@ def read_table(
     parts: list[pa.Table] = []
     for piece in task.slices:
         with open_slice(files, options, piece) as file:
-            forms = [form for form in options.forms if not form.made]
+            forms = [f for f in options.forms if not (f.made or f.mask_of)]
             for part in table_pieces(file, piece, options, forms):
-                parts.append(part.cast(plain_schema(part.schema)))
+                own = (
+                    part if options.own_types else part.cast(plain_schema(part.schema))
+                )
+                parts.append(own)
     table = pa.concat_tables(parts)
     if task.key is not None:
         table = table.take(pa.array(permutation(task.num_rows, *task.key)))
@@ -259,6 +262,9 @@ class _Sink:
             at += len(chunk)
 
     def _keep(self, form: Form, column: pa.ChunkedArray, piece: SliceTask) -> None:
+        if form.whole:
+            self._texts.setdefault(form.name, []).extend(column.chunks)
+            return
         allowed, fill = self._fills[form.name]
         if column.null_count and not allowed:
             self._refuse(form, column.null_count, piece)
