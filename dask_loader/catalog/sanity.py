@@ -175,15 +175,6 @@ def check_numbers(
             if found != kind:
                 text = f"column {name!r} is {found} there, and {kind} in the schema"
                 raise _refused(path, index, text, name)
-            if index == 0 and group.column(leaf).compression == "LZO":
-                raise BadFileError(
-                    f"column {name!r} of row group {index} of {path!r} is compressed "
-                    "with LZO, which pyarrow does not read; rewrite the file with zstd "
-                    "or snappy, or leave the column out with columns=[...]",
-                    path=path,
-                    row_group=index,
-                    column=name,
-                )
 
 
 def check_sizes(path: str, group_bytes: Sequence[int]) -> None:
