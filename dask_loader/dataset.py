@@ -22,6 +22,7 @@ from dask_loader.batch.ragged import nest_each
 from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
+from dask_loader.catalog.encryption import check_decryption
 from dask_loader.catalog.formats import OutputFormat, check_format
 from dask_loader.catalog.layout import check_layout
 from dask_loader.catalog.masks import mask_field
@@ -139,6 +140,9 @@ class ParquetDataset(IterableDataset[Any]):
         on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
             with a warning that names them. Decided now, never in an epoch.
         filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
+        decryption: For encrypted files: a function that takes a path and returns its
+            pyarrow.parquet.encryption.FileDecryptionProperties, or None. It is called in
+            each process that opens the file, and must pickle to travel there.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -181,6 +185,7 @@ class ParquetDataset(IterableDataset[Any]):
         schema: pa.Schema | None = None,
         on_bad_files: Literal["error", "skip"] = "error",
         filesystem: Any = None,
+        decryption: Callable[[str], Any] | None = None,
     ) -> None:
         super().__init__()
         self._options = DatasetOptions(
@@ -214,7 +219,8 @@ class ParquetDataset(IterableDataset[Any]):
         delivery = check_delivery(features, dtypes, ragged, vocabulary)
         function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
-        found = discover(path, storage_options, filesystem)
+        keys = check_decryption(decryption)
+        found = discover(path, storage_options, filesystem, keys)
         found.storage.require_reach(self._where.address)
         self._announcement: Announcement | None = None
         self._closed = False

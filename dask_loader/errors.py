@@ -10,6 +10,7 @@
     ├── DataError                      the data are at fault: the file is named
     │   ├── DataNotFoundError          no such path, nothing matches, no Parquet there
     │   ├── BadFileError               not Parquet, truncated, or not decodable
+    │   ├── DecryptionError            encrypted, and keys are missing or wrong
     │   ├── SchemaError                two files disagree about a column
     │   ├── UnsupportedTypeError       a column has no tensor form
     │   ├── NullError                  nulls, and no policy for them
@@ -113,6 +114,10 @@ class DataNotFoundError(DataError, FileNotFoundError):
 
 class BadFileError(DataError):
     """A file that is not Parquet, is truncated, or cannot be decoded."""
+
+
+class DecryptionError(DataError):
+    """A file or column is encrypted, and keys are missing or wrong."""
 
 
 class SchemaError(DataError):

@@ -21,6 +21,7 @@ from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.layout import Layout, read_layout
 from dask_loader.catalog.masks import with_masks
 from dask_loader.catalog.provenance import add_provenance
+from dask_loader.catalog.sanity import check_row_bytes
 from dask_loader.catalog.vocabulary import code_forms
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
@@ -104,7 +105,9 @@ def load_catalog(
     # Values that are to be found may be in the last file.
     in_order &= all(values is not None for _, values in delivery.vocabulary)
     begins = ahead is not None and in_order and filters is None and transform is None
-    cache = open_cache(options.footer_cache, os.environ)
+    # What encrypted footers say is not left on a disk.
+    encrypted = found.storage.decryption is not None
+    cache = None if encrypted else open_cache(options.footer_cache, os.environ)
     catalog = read_layout(
         found,
         layout or Layout(),
@@ -117,6 +120,9 @@ def load_catalog(
         any_type=transform is not None or own_types,
         own_types=own_types,
         on_front=begin if begins else None,
+    )
+    check_row_bytes(
+        catalog.num_rows, catalog.num_bytes, options.memory_bytes, catalog.place
     )
     if transform is not None:
         plain = ReadOptions(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fsspec.core import split_protocol
 from fsspec.utils import get_protocol
 
+from dask_loader.catalog.encryption import Decryption
 from dask_loader.catalog.storage import (
     Sight,
     Storage,
@@ -50,6 +51,7 @@ def discover(
     path: Any,
     storage_options: dict[str, Any] | None = None,
     filesystem: Any = None,
+    decryption: Decryption | None = None,
 ) -> Found:
     """Find the files.
 
@@ -61,6 +63,7 @@ def discover(
         path: Text, os.PathLike, or a non-empty list of these.
         storage_options: For fsspec.
         filesystem: Of fsspec or pyarrow, instead of the paths' schemes.
+        decryption: For encrypted files.
 
     Raises:
         StorageError: The store denies access, or fails again and again.
@@ -78,6 +81,7 @@ def discover(
         storage = make_storage(protocols[0], storage_options)
     else:
         storage = describe(filesystem, storage_options)
+    storage = replace(storage, decryption=decryption)
     file_system = storage.fsspec()
     if not storage.is_local:
         file_system.invalidate_cache()  # listings may be kept from an earlier dataset

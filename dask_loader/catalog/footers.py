@@ -16,13 +16,26 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.encryption import ENCRYPTED_MAGIC, decryption_error
 from dask_loader.catalog.fit import same_pruning
 from dask_loader.catalog.flat import filter_schema, leaves_of
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.keys import Keys, key_scalar
+from dask_loader.catalog.sanity import (
+    ChunkError,
+    check_chunks,
+    check_numbers,
+    check_sizes,
+)
 from dask_loader.catalog.schema import pack_schema
 from dask_loader.catalog.storage import Storage, gone_error, open_error
-from dask_loader.errors import DaskLoaderError, SchemaError
+from dask_loader.errors import (
+    BadFileError,
+    DaskLoaderError,
+    DataError,
+    DecryptionError,
+    SchemaError,
+)
 
 # Spark's old timestamps. In nanoseconds, Arrow's default, they wrap beyond the year 2262.
 INT96_UNIT = "us"
@@ -139,11 +152,15 @@ def parse_footers(
     row_bytes = sum(form.row_bytes for form in query.forms)
     loose = [form for form in query.forms if not form.is_fixed]
     schemas = _Schemas()
-    for row, ((path, _), tail) in enumerate(zip(files, tails, strict=True)):
+    for row, ((path, num_bytes), tail) in enumerate(zip(files, tails, strict=True)):
         try:
-            with _parse(tail) as file:
+            with _parse(query.storage, path, tail) as file:
                 metadata, read = file.metadata, schemas.of(file)
+                leaves = _needed(query, read.leaves)
+                check_chunks(metadata, leaves, num_bytes)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
+                checked = _checked(query.forms, read.leaves)
+                check_numbers(path, metadata.schema, groups, checked)
                 found = {
                     "digest": tail_digest(tail),
                     "schema": read.packed,
@@ -151,10 +168,18 @@ def parse_footers(
                     "num_bytes": _decoded_bytes(row_bytes, loose, read.leaves, groups),
                     "survives": _survive(query, path, tail, read.schema, len(groups)),
                 }
+                check_sizes(path, found["num_bytes"])
                 for name, counts in _null_counts(query.forms, read.leaves, groups):
                     nulls.setdefault(name, {})[row] = counts
+        except ChunkError as error:
+            # A struct's fields, which come after it, have names of their own.
+            each = sorted(read.leaves.items(), key=lambda item: -len(item[1]))
+            names = {leaf: name for name, leaves in each for leaf in leaves}
+            raise _chunk_error(query.storage, path, error, names) from error
+        except DataError:
+            raise
         except Exception as error:  # Arrow has no common class, see open_error
-            raise open_error(path, error) from error
+            raise parse_error(query.storage, path, error) from error
         if query.keys is not None:
             _check_keys(query.keys, path, tail, read.schema)
         for name, value in found.items():
@@ -166,10 +191,11 @@ def parse_footers(
     return table
 
 
-def parse_schema(path: str, tail: bytes) -> pa.Schema:
+def parse_schema(storage: Storage, path: str, tail: bytes) -> pa.Schema:
     """Return a file's Arrow schema, without its metadata.
 
     Args:
+        storage: Has the keys of encrypted files.
         path: The file.
         tail: From read_tails.
 
@@ -177,10 +203,21 @@ def parse_schema(path: str, tail: bytes) -> pa.Schema:
         BadFileError: It is no Parquet footer.
     """
     try:
-        with _parse(tail) as file:
+        with _parse(storage, path, tail) as file:
             return file.schema_arrow.remove_metadata()
+    except DataError:
+        raise
     except Exception as error:  # Arrow has no common class, see open_error
-        raise open_error(path, error) from error
+        raise parse_error(storage, path, error) from error
+
+
+def parse_error(
+    storage: Storage, path: str, error: Exception, column: str | None = None
+) -> DaskLoaderError:
+    """Describe a file that cannot be opened: encrypted, or not Parquet."""
+    has_keys = storage.decryption is not None
+    found = decryption_error(path, error, has_keys=has_keys, column=column)
+    return found or open_error(path, error)
 
 
 def null_column(name: str) -> str:
@@ -227,7 +264,7 @@ def _read_tail(storage: Storage, file: tuple[str, int]) -> bytes:
     try:
         tail = read(path, max(0, num_bytes - _TAIL_BYTES), num_bytes)
         needed = int.from_bytes(tail[-8:-4], "little") + _ENDING_BYTES
-        if tail[-4:] != b"PAR1" or len(tail) < _ENDING_BYTES:
+        if tail[-4:] not in (b"PAR1", ENCRYPTED_MAGIC) or len(tail) < _ENDING_BYTES:
             return bytes(tail)  # the parser says what is wrong
         if needed > num_bytes:
             raise ValueError(
@@ -250,12 +287,48 @@ def _read_local(path: str, start: int, stop: int) -> bytes:
         return file.read(stop - start)
 
 
-def _parse(tail: bytes) -> pq.ParquetFile:
+def _parse(storage: Storage, path: str, tail: bytes) -> pq.ParquetFile:
     # A footer needs nothing of what stands before it.
     return pq.ParquetFile(
         pa.BufferReader(tail),
         pre_buffer=False,
         coerce_int96_timestamp_unit=INT96_UNIT,
+        decryption_properties=storage.decryption_of(path),
+    )
+
+
+def _needed(query: FooterQuery, leaves: dict[str, range]) -> list[int]:
+    # All that is asked of chunks below; filters may name a whole struct.
+    asked = {*(form.name for form in query.forms), *query.filter_columns}
+    whole = tuple(f"{name}." for name in query.filter_columns)
+    names = (n for n in leaves if n in asked or n.startswith(whole))
+    return sorted({leaf for name in names for leaf in leaves[name]})
+
+
+def _checked(
+    forms: Sequence[Form], leaves: dict[str, range]
+) -> list[tuple[str, int, bool]]:
+    return [
+        (form.name, leaf, len(leaves[form.name]) > 1 or bool(form.depth or form.shape))
+        for form in forms
+        for leaf in leaves.get(form.name, ())
+    ]
+
+
+def _chunk_error(
+    storage: Storage, path: str, error: ChunkError, names: dict[int, str]
+) -> DataError:
+    name = names.get(error.leaf, "")
+    found = parse_error(storage, path, error.cause, name)
+    if isinstance(found, DecryptionError):
+        return found
+    return BadFileError(
+        f"column {name!r} of row group {error.row_group} of {path!r} cannot be read: "
+        f"{error}; rewrite the file (in a codec that pyarrow has, such as zstd), or leave "
+        "it out of the path, or the column with columns=[...]",
+        path=path,
+        row_group=error.row_group,
+        column=name,
     )
 
 
@@ -349,6 +422,8 @@ def _survive(
     everything = [True] * num_groups
     if query.expression is None or not query.may_prune:
         return everything
+    if query.storage.decryption is not None:
+        return everything  # Arrow's fragments would need the keys in another form
     known, schema, prunes = _known(query, path, schema)
     if not prunes:
         return everything

@@ -92,7 +92,7 @@ class Footers:
         if rows[0] >= 0:
             return unpack_schema(self._answers.column("schema")[rows[0]].as_py())
         self._first_tail = next(self._read([0]))
-        return parse_schema(self._paths[0], self._first_tail)
+        return parse_schema(self._storage, self._paths[0], self._first_tail)
 
     def answer(
         self,

@@ -18,6 +18,7 @@ import fsspec
 import fsspec.implementations.arrow
 from pyarrow import fs as arrow_fs
 
+from dask_loader.catalog.encryption import Decryption
 from dask_loader.catalog.patience import (
     SILENCE_S,
     is_beyond_the_end,
@@ -83,11 +84,13 @@ class Storage:
         options: The user's storage_options. They may hold secrets: never printed.
         pickled: The file system that the user gave, as its own pickle, which describes it
             and holds no connection; b"" where protocol and options say it all.
+        decryption: Gives the keys of encrypted files, or None.
     """
 
     protocol: str
     options: tuple[tuple[str, Any], ...] = field(default=(), repr=False, hash=False)
     pickled: bytes = field(default=b"", repr=False)
+    decryption: Decryption | None = field(default=None, repr=False)
 
     @property
     def is_local(self) -> bool:
@@ -189,6 +192,10 @@ class Storage:
     def arrow(self) -> arrow_fs.FileSystem:
         """Return the Arrow file system of this process."""
         return _arrow_file_system(self, os.getpid())
+
+    def decryption_of(self, path: str) -> Any:
+        """Return Arrow's decryption properties for a file, or None."""
+        return None if self.decryption is None else self.decryption.properties(path)
 
     def stamp(self, path: str) -> Stamp:
         """Return the file's stamp as it is now.

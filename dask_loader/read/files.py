@@ -17,10 +17,11 @@ from dask_loader.catalog.flat import leaves_of
 from dask_loader.catalog.footers import (
     INT96_UNIT,
     footer_digest,
+    parse_error,
     read_tail,
     tail_digest,
 )
-from dask_loader.catalog.storage import Stamp, Storage, gone_error, open_error
+from dask_loader.catalog.storage import Stamp, Storage, gone_error
 from dask_loader.errors import (
     BadFileError,
     DaskLoaderError,
@@ -140,6 +141,7 @@ class OpenFiles:
         with self._lock:
             footer = self._footers.get(key)
         try:
+            keys = storage.decryption_of(path)
             tail = b""
             if not storage.is_local and footer is None:
                 tail = read_tail(storage, path, stamp.num_bytes)
@@ -153,9 +155,10 @@ class OpenFiles:
                         path=path,
                     )
             if tail:
-                footer = pq.read_metadata(pa.BufferReader(tail))
+                source = pa.BufferReader(tail)
+                footer = pq.read_metadata(source, decryption_properties=keys)
             leaves = None
-            if dictionaries:
+            if dictionaries and keys is None:
                 if footer is None:  # which leaves these are only the file tells
                     opened = _open_parquet(storage, path, stamp, None, verify_checksums)
                     with opened as file:
@@ -171,7 +174,9 @@ class OpenFiles:
                 path=path,
             ) from error
         except Exception as error:  # Arrow has no common class, see open_error
-            raise open_error(path, error) from error
+            raise parse_error(storage, path, error) from error
+        if storage.decryption is not None:
+            return file  # a reader given an encrypted file's footer could not decrypt
         with self._lock:
             self._footers[key] = file.metadata
             while len(self._footers) > _MAX_IDLE:
@@ -245,14 +250,17 @@ def _open_parquet(
     dictionaries: Sequence[int] | None = None,
 ) -> pq.ParquetFile:
     options = {
-        "metadata": footer,
+        # A reader given an encrypted file's footer could not decrypt.
+        "metadata": footer if storage.decryption is None else None,
         "read_dictionary": dictionaries,
         "pre_buffer": False,
         "page_checksum_verification": verify_checksums,
         "coerce_int96_timestamp_unit": INT96_UNIT,
+        "decryption_properties": storage.decryption_of(path),
     }
     if storage.is_local:
         return MappedFile(path, **options)
+    assert footer is not None  # from its tail
     sizes = [footer.row_group(i).total_byte_size for i in range(footer.num_row_groups)]
     if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
         most = _BUFFERS_BYTES // max(1, footer.num_columns)
@@ -276,3 +284,33 @@ def decode_error(path: str, row_group: int, error: Exception) -> DaskLoaderError
         path=path,
         row_group=row_group,
     )
+
+
+def check_texts(column: pa.ChunkedArray, name: str, path: str, row_group: int) -> None:
+    """Refuse text that is not UTF-8: Arrow decodes it, and Python cannot.
+
+    Args:
+        column: Text, bytes, or lists of them.
+        name: The column's.
+        path: The file.
+        row_group: Its index.
+
+    Raises:
+        BadFileError: There is such a text.
+    """
+    kind = column.type
+    while pa.types.is_large_list(kind) or pa.types.is_list(kind):
+        kind = kind.value_type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        return
+    try:
+        column.validate(full=True)
+    except pa.ArrowException as error:
+        raise BadFileError(
+            f"column {name!r} in row group {row_group} of {path!r} holds text that is not "
+            f"UTF-8 ({error}); the file is damaged, or should have it as binary: rewrite "
+            "it, or leave the column out with columns=[...]",
+            path=path,
+            row_group=row_group,
+            column=name,
+        ) from error

@@ -19,7 +19,7 @@ from dask_loader.read.cast import MisfitError
 from dask_loader.read.chains import CHAIN_BYTES, Chain
 from dask_loader.read.codes import code_of, encode
 from dask_loader.read.columns import copy_fixed, fill_text
-from dask_loader.read.files import OpenFiles
+from dask_loader.read.files import OpenFiles, check_texts
 from dask_loader.read.nulls import null_error
 from dask_loader.read.pieces import (
     DECODING_BYTES,
@@ -275,6 +275,7 @@ class _Sink:
         allowed, fill = self._fills[form.name]
         if column.null_count and not allowed:
             self._refuse(form, column.null_count, piece)
+        check_texts(column, form.name, piece.path, piece.row_group)
         texts = self._texts.setdefault(form.name, [])
         if not form.depth:
             texts += [fill_text(chunk, fill) for chunk in column.chunks]

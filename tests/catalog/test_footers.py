@@ -34,7 +34,7 @@ def files_of(*paths: str) -> list[tuple[str, int]]:
 
 def schema_of(path: str) -> pa.Schema:
     (tail,) = read_tails(LOCAL, files_of(path))
-    return parse_schema(path, tail)
+    return parse_schema(Storage("file"), path, tail)
 
 
 def footer_of(
@@ -129,7 +129,7 @@ def test_a_footer_longer_than_one_read_is_read_whole(write: Write) -> None:
     path = write("a.parquet", columns)
     (tail,) = read_tails(LOCAL, files_of(path))
     assert len(tail) > 1 << 17
-    assert parse_schema(path, tail).names == list(columns)
+    assert parse_schema(Storage("file"), path, tail).names == list(columns)
     assert footer_of(path, ["column 0999"]).digest == footer_digest(LOCAL, path)
 
 
