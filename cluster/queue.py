@@ -28,6 +28,7 @@ from distributed.security import Security
 from distributed.utils import get_ip, get_ip_interface
 
 from cluster.errors import InsecureWarning, SpecError, StartError
+from cluster.local import _dask_quiet
 from cluster.loop import LoopThread
 from cluster.queue_spec import QueueSpec
 from cluster.restarts import RestartPolicy, Restarts
@@ -90,7 +91,10 @@ def make_job(
     if kind == "htcondor":
         options["disk"] = "1 GB"
     else:
-        options |= {"queue": spec.queue, "walltime": spec.walltime}
+        walltime = spec.walltime
+        if kind == "lsf" and walltime is not None and walltime.count(":") == 2:
+            walltime = walltime.rpartition(":")[0]  # LSF knows no seconds
+        options |= {"queue": spec.queue, "walltime": walltime}
         options["project" if kind in ("sge", "lsf") else "account"] = spec.account
     directives: Any = list(spec.extra_directives)
     if kind == "htcondor":
@@ -157,6 +161,7 @@ class QueueLauncher:
         self._old_ids: list[str] = []
         self._seen_s: dict[int, float] = {}
         self._restarts = Restarts(RestartPolicy())
+        self._quiet = contextlib.ExitStack()
         self._watcher: asyncio.Task[None] | None = None
 
     @property
@@ -189,6 +194,7 @@ class QueueLauncher:
         Raises:
             StartError: The queue refused a job, or did not start all in time.
         """
+        self._quiet.enter_context(_dask_quiet())
         self._loop = LoopThread(f"cluster-{self.kind}")
         starting = self._loop.submit(self._start(timeout_s))
         try:
@@ -243,6 +249,7 @@ class QueueLauncher:
         concurrent.futures.wait([closing], timeout=_CLOSE_S)
         self._loop.stop()
         self._loop = None
+        self._quiet.close()
         if self._keys is not None:
             shutil.rmtree(self._keys, ignore_errors=True)
 
