@@ -23,6 +23,7 @@ from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.formats import OutputFormat, check_format
+from dask_loader.catalog.masks import mask_field
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
@@ -92,7 +93,11 @@ class ParquetDataset(IterableDataset[Any]):
             that NumPy promotes theirs to, or that of dtypes.
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
-        nulls: "error"; "nan", for float columns; or {column: value}.
+        nulls: "error"; "nan", for float columns; {column: value}; or "mask": nulls become
+            0 or "", and a bool tensor `<column>__valid` tells which rows (or elements of
+            fixed-size lists) are none, for each column that may hold nulls by its schema.
+            Of lists of any length it tells the rows, and `<column>__items_valid` the
+            elements.
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
@@ -228,6 +233,11 @@ class ParquetDataset(IterableDataset[Any]):
         schema = self._catalog.delivered_schema
         if transform is not None:
             schema = transform.schema
+        fields = {field.name: field for field in schema}
+        for form in self._read_options.forms:
+            if form.mask_of:
+                fields[form.name] = mask_field(form, schema)
+        schema = pa.schema(fields.values())
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
 
     @property

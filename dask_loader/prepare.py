@@ -18,6 +18,7 @@ from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.formats import whole_forms
 from dask_loader.catalog.forms import Form, form_of
+from dask_loader.catalog.masks import with_masks
 from dask_loader.catalog.provenance import add_provenance
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
@@ -241,6 +242,8 @@ def _read_options(
     else:
         forms = deliver(forms, delivery)
         nulls = make_null_policy(nulls, forms, schema)
+        if nulls.mask:
+            forms = with_masks(forms, _nullable(catalog, forms, transform))
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
@@ -253,6 +256,19 @@ def _read_options(
         transform=transform,
         own_types=own_types,
     )
+
+
+def _nullable(
+    catalog: Catalog, forms: Sequence[Form], transform: Transform | None
+) -> set[str]:
+    """Return the columns that may hold nulls: the same on every rank."""
+    if transform is not None:
+        return {form.name for form in forms}
+    return {
+        form.name
+        for form in forms
+        if catalog.schema.field(form.name).nullable or form.name in catalog.null_counts
+    }
 
 
 def _made_form(field: pa.Field, dtype: str | None, transform: Transform) -> Form:

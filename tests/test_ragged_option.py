@@ -241,17 +241,33 @@ def test_a_cluster_pads_and_nests_as_threads_do(
 @pytest.mark.parametrize(
     ("ragged", "kind", "text"),
     [
-        ("padded", ConfigError, "ragged='padded' must be \"jagged\", \"nested\", or a di"),
+        (
+            "padded",
+            ConfigError,
+            'ragged=\'padded\' must be "jagged", "nested", or a di',
+        ),
         ({"n": 3}, ConfigError, r"ragged=\{'n': 3\} must be .* whole number from 1 up"),
         ({"n": (0, 0)}, ConfigError, "whole number from 1 up"),
         ({"n": (3, "x")}, ConfigError, "fill a number"),
         ({"n": (3, 0, "keep")}, ConfigError, 'or \\(length, fill, "cut"\\)'),
-        ({"m": (3, 0)}, ColumnError, "ragged names 'm', which is not among the columns"),
+        (
+            {"m": (3, 0)},
+            ColumnError,
+            "ragged names 'm', which is not among the columns",
+        ),
         ({"id": (3, 0)}, ConfigError, "the column's rows are no lists of any length"),
         ({"text": (3, 0)}, ConfigError, r"only a list of numbers is padded, .* vocab"),
-        ({"text": "nested"}, ConfigError, "only a list of numbers becomes torch.nested"),
+        (
+            {"text": "nested"},
+            ConfigError,
+            "only a list of numbers becomes torch.nested",
+        ),
         ({"deep": (3, 0)}, ConfigError, "the column has lists of lists"),
-        ({"n": (3, 0.5)}, ConfigError, "fill value does not fit the column's type int32"),
+        (
+            {"n": (3, 0.5)},
+            ConfigError,
+            "fill value does not fit the column's type int32",
+        ),
     ],
     ids=str,
 )

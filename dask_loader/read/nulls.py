@@ -20,14 +20,18 @@ class NullPolicy:
 
     Attributes:
         nan: Nulls of float columns become NaN.
+        mask: All become 0 or empty, and columns of their own tell which.
         fills: Value for each column that has one. For text, None keeps None.
     """
 
     nan: bool = False
+    mask: bool = False
     fills: tuple[tuple[str, Any], ...] = ()
 
     def fill_for(self, form: Form) -> tuple[bool, Any]:
         """Return whether nulls of this column may be replaced, and by what."""
+        if self.mask:
+            return True, 0 if form.number else ""
         for name, value in self.fills:
             if name == form.name:
                 return True, value
@@ -42,7 +46,7 @@ def make_null_policy(
     """Check what the user gave for nulls=.
 
     Args:
-        nulls: "error", "nan", or {column: value}.
+        nulls: "error", "nan", "mask", or {column: value}.
         forms: The columns that are delivered.
         schema: Their Arrow types, to check what text columns can hold.
 
@@ -54,10 +58,12 @@ def make_null_policy(
         return NullPolicy()
     if nulls == "nan":
         return NullPolicy(nan=True)
+    if nulls == "mask":
+        return NullPolicy(mask=True)
     if not isinstance(nulls, Mapping):
         raise ConfigError(
-            f'nulls={nulls!r} must be "error", "nan" (for float columns), or a dict '
-            "{column: value}"
+            f'nulls={nulls!r} must be "error", "nan" (for float columns), "mask", or a '
+            "dict {column: value}"
         )
     by_name = {form.name: form for form in forms}
     for name, value in nulls.items():

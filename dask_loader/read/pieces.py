@@ -19,6 +19,7 @@ from dask_loader.catalog.flat import (
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.masks import add_masks
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
 from dask_loader.read.transform import Transform
@@ -109,7 +110,8 @@ def bundles(
     for form in options.forms:
         unknown = 0 if form.has_stored_width else _TEXT_ROW_BYTES
         size = max(form.row_bytes, unknown) * group_rows
-        if size > room or not found:
+        # A mask is made of its column, which comes just before it.
+        if (size > room and not form.mask_of) or not found:
             found.append([])
             room = limit
         found[-1].append(form)
@@ -161,14 +163,14 @@ def kept_tables(
     made = [form for form in forms if form.made]
     places = _leaves_of(file)
     transform = options.transform
-    read = [form.name for form in forms if not form.made]
+    read = list(dict.fromkeys(f.mask_of or f.name for f in forms if not f.made))
     if transform is not None:
         read = list(transform.inputs)
     needed = {*read, *options.filter_columns}
     wanted = {leaf for name in needed for leaf in places.get(name, ())}
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
-    all_fixed = len(needed) == len(names) - len(made) and transform is None
+    all_fixed = needed == set(read) and transform is None
     all_fixed = all_fixed and all(form.has_stored_width for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     if transform is not None:
@@ -198,7 +200,7 @@ def kept_tables(
             table, kept = _transformed(transform, table, task, made, kept)
         elif transform is not None:
             continue
-        yield table.select(names)
+        yield add_masks(table, forms, task).select(names)
 
 
 def _transformed(

@@ -122,7 +122,7 @@ def read_table(
     parts: list[pa.Table] = []
     for piece in task.slices:
         with open_slice(files, options, piece) as file:
-            forms = [form for form in options.forms if not form.made]
+            forms = [f for f in options.forms if not (f.made or f.mask_of)]
             for part in table_pieces(file, piece, options, forms):
                 own = (
                     part if options.own_types else part.cast(plain_schema(part.schema))
