@@ -105,7 +105,7 @@ def make_job(
         address,
         name=name,
         cores=num * spec.threads_per_worker,
-        memory=str(num * parse_bytes(spec.memory_limit)),
+        memory=str(num * parse_bytes(spec.memory_limit or 0)),
         processes=num,
         interface=spec.interface,
         death_timeout=f"{spec.lease_s:g}",
@@ -268,7 +268,7 @@ class QueueLauncher:
                 tls_scheduler_key=made.keys["scheduler"],
                 require_encryption=True,
             )
-        self._scheduler = Scheduler(  # type: ignore[no-untyped-call]
+        self._scheduler = Scheduler(
             host=get_ip_interface(spec.interface) if spec.interface else get_ip(),
             port=0,
             protocol="tcp" if made is None else "tls",
@@ -361,12 +361,13 @@ class QueueLauncher:
             now_s = time.monotonic()
             delay_s = self._restarts.ended(f"job {name}", now_s=now_s, why=why)
             if delay_s is None:
-                return
+                break
             await asyncio.sleep(delay_s)
             if name not in self._wanted:
-                return
+                break
             try:
-                return await self._submit(name)
+                await self._submit(name)
+                break
             except StartError as error:
                 why = str(error)
 

@@ -239,7 +239,7 @@ class TorchrunLauncher:
         prefix = f"dask-cluster/{run}"
         # By the environment, which all ranks share: some may not be initialised yet.
         if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-            store = dist.TCPStore(
+            store = dist.TCPStore(  # type: ignore[attr-defined]
                 env["MASTER_ADDR"],
                 int(env["MASTER_PORT"]),
                 is_master=False,

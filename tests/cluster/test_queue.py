@@ -12,7 +12,7 @@ from cluster import SpecError, StartError
 
 pytest.importorskip("dask_jobqueue")
 
-from cluster.queue import job_script  # noqa: E402
+from cluster.queue import job_script
 
 _WORKER = (
     "/usr/bin/python3 -m distributed.cli.dask_worker tls://SCHEDULER:8786 --name 0 "
