@@ -27,8 +27,17 @@ class _Kind:
 
 
 _KINDS = {
+    "torchrun": _Kind(
+        module="cluster.torchrun", launcher="TorchrunLauncher", spec="TorchrunSpec"
+    ),
     "local": _Kind(module="cluster.local", launcher="LocalLauncher"),
     "ssh": _Kind(module="cluster.ssh", launcher="SshLauncher", spec="SshSpec"),
+    **{
+        name.lower(): _Kind(
+            module="cluster.queue", launcher=f"{name}Launcher", spec="QueueSpec"
+        )
+        for name in ("Slurm", "Pbs", "Sge", "Lsf", "Htcondor")
+    },
 }
 
 
@@ -37,7 +46,8 @@ def launch(kind: str, spec: ClusterSpec | None = None, **options: Any) -> Cluste
 
     Args:
         kind: "local": this machine, a process for each worker. "ssh": hosts that you
-            can log in to.
+            can log in to. "slurm", "pbs", "sge", "lsf", "htcondor": jobs of a queue.
+            "torchrun": the nodes of the torchrun job that this is a rank of.
         spec: What to start, as the kind's spec class; its defaults if left out.
         **options: Fields of that class, in place of the ones in spec.
 

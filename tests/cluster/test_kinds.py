@@ -15,11 +15,11 @@ from cluster import ClusterSpec, SpecError
     [
         (
             "locla",
-            "unknown kind of cluster 'locla'; did you mean 'local'? known: local, ssh",
+            "unknown kind of cluster 'locla'; did you mean 'local'? known: htcondor, local, lsf",
         ),
-        ("yarn", "unknown kind of cluster 'yarn'; known: local, ssh"),
-        ("", "unknown kind of cluster ''; known: local, ssh"),
-        (None, "unknown kind of cluster None; known: local, ssh"),
+        ("yarn", "unknown kind of cluster 'yarn'; known: htcondor, local, lsf"),
+        ("", "unknown kind of cluster ''; known: htcondor, local, lsf"),
+        (None, "unknown kind of cluster None; known: htcondor, local, lsf"),
         (["local"], "unknown kind of cluster ['local']; did you mean"),
     ],
 )

@@ -1,0 +1,109 @@
+"""A cluster inside a real torchrun job on one node."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+import cluster
+from cluster import SpecError
+
+_SCRIPT = """
+import os, signal, sys
+import torch.distributed as dist
+import cluster
+
+if {before}:
+    dist.init_process_group("gloo")
+c = cluster.launch("torchrun")
+client = c.client()
+rank = int(os.environ["RANK"])
+assert client.submit(sum, [1, rank]).result(timeout=30) == 1 + rank
+with open(f"rank-{{rank}}", "w") as file:
+    file.write(c.address)
+if not {before}:
+    dist.init_process_group("gloo")
+dist.barrier()
+if {kill}:
+    os.kill(os.getpid(), signal.SIGKILL)
+client.close()
+dist.barrier()
+c.close()
+dist.destroy_process_group()
+"""
+_TORCHRUN = (
+    *("-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"),
+    *("--rdzv-endpoint", "127.0.0.1:0", "--local-addr", "127.0.0.1"),
+)
+
+
+def _left_of(address: str) -> list[int]:
+    found = psutil.process_iter(["cmdline"])
+    return [p.pid for p in found if address in (p.info["cmdline"] or [])]
+
+
+@pytest.mark.cluster
+@pytest.mark.torchrun
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("before", "kill"), [(False, False), (True, False), (False, True)]
+)
+def test_all_ranks_share_one_cluster_that_ends_with_the_job(
+    run_script, wait_until, tmp_path: Path, *, before: bool, kill: bool
+) -> None:
+    ran = run_script(_SCRIPT.format(before=before, kill=kill), *_TORCHRUN)
+    assert (ran.code == 0) is not kill, ran.err
+    address = (tmp_path / "rank-0").read_text()
+    assert (tmp_path / "rank-1").read_text() == address
+    wait_until(lambda: not _left_of(address), "the workers' end")
+
+
+def test_outside_a_job_it_says_how_to_start_one(monkeypatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(SpecError, match="works inside a torchrun job, and RANK is not"):
+        cluster.launch("torchrun")
+
+
+def _in_a_job(monkeypatch: pytest.MonkeyPatch, *, num_nodes: int) -> None:
+    for name, value in {
+        "RANK": "0",
+        "WORLD_SIZE": str(num_nodes),
+        "LOCAL_RANK": "0",
+        "LOCAL_WORLD_SIZE": "1",
+        "GROUP_WORLD_SIZE": str(num_nodes),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": "1",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+
+def test_several_nodes_need_certificates(monkeypatch) -> None:
+    _in_a_job(monkeypatch, num_nodes=2)
+    with pytest.raises(SpecError, match="certificates=None on 2 nodes: make some once"):
+        cluster.launch("torchrun")
+
+
+def test_without_a_store_of_the_agent_the_group_comes_first(monkeypatch) -> None:
+    _in_a_job(monkeypatch, num_nodes=1)
+    with pytest.raises(SpecError, match=r"call torch\.distributed\.init_process_group"):
+        cluster.launch("torchrun")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ({"insecure": 0}, "insecure=0 must be True or False"),
+        (
+            {"insecure": True, "certificates": "c"},
+            "insecure=True with certificates='c'",
+        ),
+    ],
+)
+def test_what_is_refused(options: dict[str, object], text: str) -> None:
+    with pytest.raises(SpecError, match=text):
+        cluster.launch("torchrun", **options)
