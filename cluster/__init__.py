@@ -4,6 +4,8 @@
 
     with cluster.launch("local", workers=4) as c:
         client = c.client()
+    with cluster.launch("ssh", hosts=["a", "b"], workers_per_host=2) as c:
+        ...
     c = cluster.connect("tls://scheduler:8786", security=...)
 
 What others need of it is an address and a distributed.Security. Dask itself is loaded
@@ -18,6 +20,8 @@ from typing import TYPE_CHECKING, Any
 from cluster.errors import (
     ClosedError,
     ClusterError,
+    HostKeyError,
+    InsecureWarning,
     NotOwnedError,
     SpecError,
     StartError,
@@ -29,27 +33,37 @@ if TYPE_CHECKING:
     from cluster.kinds import launch
     from cluster.lifecycle import Cluster
     from cluster.remote import connect
+    from cluster.security import create_certificates, load_certificates
     from cluster.spec import ClusterSpec
+    from cluster.ssh_spec import SshSpec
 
 __all__ = [
     "ClosedError",
     "Cluster",
     "ClusterError",
     "ClusterSpec",
+    "HostKeyError",
+    "InsecureWarning",
     "NotOwnedError",
     "SpecError",
+    "SshSpec",
     "StartError",
     "UnreachableError",
     "WorkersMissingError",
     "connect",
+    "create_certificates",
     "launch",
+    "load_certificates",
 ]
 
 _HOMES = {
     "Cluster": "cluster.lifecycle",
     "ClusterSpec": "cluster.spec",
+    "SshSpec": "cluster.ssh_spec",
     "connect": "cluster.remote",
+    "create_certificates": "cluster.security",
     "launch": "cluster.kinds",
+    "load_certificates": "cluster.security",
 }
 
 

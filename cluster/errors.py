@@ -3,6 +3,7 @@
     ClusterError
     ├── SpecError (ValueError)    an argument is wrong: nothing was started
     ├── StartError                the cluster did not come up; what began is closed again
+    │   └── HostKeyError          an ssh host may not be the one it says it is
     ├── UnreachableError          no Dask scheduler answers at the address
     ├── WorkersMissingError       not the workers that were asked for, in time
     ├── NotOwnedError             someone else runs this cluster and decides its size
@@ -56,6 +57,14 @@ class SpecError(ClusterError, ValueError):
 
 class StartError(ClusterError):
     """The cluster did not come up; whatever had begun is closed again."""
+
+
+class HostKeyError(StartError):
+    """An ssh host showed a key that known_hosts does not have; nothing was sent."""
+
+
+class InsecureWarning(UserWarning):
+    """A cluster listens to the network without TLS, as was asked for."""
 
 
 class UnreachableError(ClusterError):

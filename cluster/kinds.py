@@ -28,6 +28,7 @@ class _Kind:
 
 _KINDS = {
     "local": _Kind(module="cluster.local", launcher="LocalLauncher"),
+    "ssh": _Kind(module="cluster.ssh", launcher="SshLauncher", spec="SshSpec"),
 }
 
 
@@ -35,7 +36,8 @@ def launch(kind: str, spec: ClusterSpec | None = None, **options: Any) -> Cluste
     """Start a Dask cluster and return when all its workers are there.
 
     Args:
-        kind: "local": this machine, a process for each worker.
+        kind: "local": this machine, a process for each worker. "ssh": hosts that you
+            can log in to.
         spec: What to start, as the kind's spec class; its defaults if left out.
         **options: Fields of that class, in place of the ones in spec.
 

@@ -192,7 +192,8 @@ class Cluster:
         link = self.dashboard_link
         dashboard = "" if link is None else f" dashboard={link}"
         troubles = "".join(f"; {text}" for text in self._launcher.troubles)
-        return f"<Cluster {self.kind} {self.address} workers={workers}{dashboard}{troubles}>"
+        about = f"{self.kind} {self.address} workers={workers}{dashboard}{troubles}"
+        return f"<Cluster {about}>"
 
     def _repr_html_(self) -> str:
         """Show the same in a notebook; a distributed.Client(cluster) asks for it."""

@@ -2,7 +2,8 @@
 
 The scheduler lives in this process, each worker in a program of its own, which imports
 nothing of this one; all of them listen on 127.0.0.1 only. The wire is plain: other users
-of the same machine could connect. The workers end with this process, however it ends.
+of the same machine could connect. The workers end with this process, however it ends. A
+nanny starts its worker again, and this launcher the nannies.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
-from distributed import LocalCluster
+from distributed import LocalCluster, SpecCluster
 
 from cluster.errors import StartError
 from cluster.loop import LoopThread
+from cluster.restarts import RestartPolicy, Restarts
 from cluster.spec import ClusterSpec
 from cluster.worker import WorkerOptions, WorkerProcess
 
@@ -41,7 +43,6 @@ class LocalLauncher:
 
     kind = "local"
     security = None
-    troubles = ()
 
     def __init__(self, spec: ClusterSpec) -> None:
         """Remember what to start; nothing is started yet."""
@@ -50,6 +51,7 @@ class LocalLauncher:
         self._cluster: LocalCluster | None = None
         self._workers: list[WorkerProcess] = []
         self._quiet = ExitStack()
+        self._restarts = Restarts(RestartPolicy())
 
     @property
     def address(self) -> str:
@@ -60,6 +62,11 @@ class LocalLauncher:
     def dashboard_link(self) -> str | None:
         """Where a browser on this machine finds the dashboard."""
         return str(self._running().dashboard_link) if self._spec.dashboard else None
+
+    @property
+    def troubles(self) -> tuple[str, ...]:
+        """Workers that are not started again."""
+        return self._restarts.given_up
 
     def start(self, *, timeout_s: float) -> None:
         """Bring up the scheduler and the workers.
@@ -136,7 +143,7 @@ class LocalLauncher:
             folder = os.path.abspath(spec.local_directory)
             os.makedirs(folder, exist_ok=True)  # its error says more than a worker's
             options["local_directory"] = folder
-        self._cluster = LocalCluster(
+        self._cluster = _KeptCluster(  # type: ignore[no-untyped-call]
             asynchronous=True,
             host=_HOST,
             n_workers=spec.workers,
@@ -154,6 +161,10 @@ class LocalLauncher:
 
     async def _scale(self, num_workers: int) -> None:
         cluster = self._running()
+        for name, worker in list(cluster.workers.items()):
+            if worker.given_up:  # it gets another chance
+                await worker.close()
+                del cluster.workers[name]
         surplus = len(cluster.worker_spec) - num_workers
         if surplus <= 0:
             cluster.scale(num_workers)
@@ -192,7 +203,9 @@ class LocalLauncher:
             local_directory=local_directory,
             start_timeout_s=max(_RESTART_S, self._spec.start_timeout_s),
         )
-        worker = WorkerProcess(scheduler_address, options, self._has_joined)
+        worker = WorkerProcess(
+            scheduler_address, options, self._has_joined, self._restarts
+        )
         self._workers.append(worker)
         return worker
 
@@ -226,6 +239,14 @@ class LocalLauncher:
                 worker.kill()
             concurrent.futures.wait([work], timeout=_POLL_S)
         return in_time
+
+
+class _KeptCluster(LocalCluster):
+    """LocalCluster, but that it does not drop a worker that was away for a while."""
+
+    def _update_worker_status(self, op: str, msg: Any) -> None:
+        # SpecCluster's own closes it after 15 s, and never starts another.
+        super(SpecCluster, self)._update_worker_status(op, msg)  # type: ignore[no-untyped-call]
 
 
 def _reason(error: BaseException | None) -> str:

@@ -16,6 +16,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from asyncio.subprocess import DEVNULL, Process
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from distributed.deploy.spec import ProcessInterface
 
 from cluster.errors import StartError
 from cluster.nanny import kill_tree
+from cluster.restarts import Restarts
 
 _HOST = "127.0.0.1"
 _POLL_S = 0.02
@@ -67,6 +69,7 @@ class WorkerProcess(ProcessInterface):
         scheduler_address: str,
         options: WorkerOptions,
         has_joined: Callable[[int], bool],
+        restarts: Restarts,
     ) -> None:
         """Remember what to start; nothing is started yet.
 
@@ -74,11 +77,16 @@ class WorkerProcess(ProcessInterface):
             scheduler_address: Where it shall register.
             options: What it shall be.
             has_joined: Tells whether the scheduler has a worker of this name.
+            restarts: Decides when it is started again, should its nanny end too.
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self._scheduler_address = scheduler_address
         self._options = options
         self._has_joined = has_joined
+        self._restarts = restarts
+        self._keeper: asyncio.Task[None] | None = None
+        self._killed = False
+        self.given_up = False
         self._program: Process | None = None
         self._nanny: psutil.Process | None = None
 
@@ -91,7 +99,17 @@ class WorkerProcess(ProcessInterface):
             StartError: It ended before that.
             OSError: It could not be started at all.
         """
+        try:
+            await self._launch()
+        except BaseException:
+            self.status = Status.failed
+            raise
+        self.status = Status.running
+        self._keeper = asyncio.create_task(self._keep())
+
+    async def _launch(self) -> None:
         name = self._options.name
+        self._restarts.began(f"worker {name}", now_s=time.monotonic())
         try:
             self._program = await asyncio.create_subprocess_exec(
                 *command(self._scheduler_address, self._options),
@@ -112,14 +130,34 @@ class WorkerProcess(ProcessInterface):
                     )
                 await asyncio.sleep(_POLL_S)  # polling two conditions
         except BaseException:
-            self.kill()
-            self.status = Status.failed
+            self._kill()
             raise
-        self.status = Status.running
+
+    async def _keep(self) -> None:
+        """Start it again whenever its nanny ends: a worker's own end is the nanny's."""
+        what = f"worker {self._options.name}"
+        assert self._program is not None
+        why = f"it ended with exit code {await self._program.wait()}"
+        while not self._killed:
+            now_s = time.monotonic()
+            delay_s = self._restarts.ended(what, now_s=now_s, why=why)
+            if delay_s is None:
+                self.given_up = True
+                return
+            await asyncio.sleep(delay_s)
+            try:
+                await self._launch()
+                why = f"it ended with exit code {await self._program.wait()}"
+            except (StartError, OSError) as error:
+                why = str(error)
 
     async def close(self) -> None:
         """End it: it may close in peace for a few seconds, then it is killed."""
         self.status = Status.closing
+        self._restarts.forget(f"worker {self._options.name}")
+        if self._keeper is not None:
+            self._keeper.cancel()
+            await asyncio.wait([self._keeper])
         if self._program is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._program.terminate()
@@ -131,7 +169,11 @@ class WorkerProcess(ProcessInterface):
         await super().close()  # type: ignore[no-untyped-call]
 
     def kill(self) -> None:
-        """Kill the nanny, its worker, and what that has started; safe twice."""
+        """Kill the nanny, its worker, and what that has started, for good; safe twice."""
+        self._killed = True
+        self._kill()
+
+    def _kill(self) -> None:
         if self._nanny is not None:
             kill_tree(self._nanny)
 
@@ -174,10 +216,15 @@ def environment(
     kept = {k: v for k, v in environ.items() if not k.startswith("DASK_")}
     folders = [os.path.abspath(p) for p in path if isinstance(p, str)]
     return kept | {
-        "DASK_INTERNAL_INHERIT_CONFIG": dask.config.serialize(_as_json(config)),
+        "DASK_INTERNAL_INHERIT_CONFIG": config_text(config),
         "DASK_LOGGING__DISTRIBUTED": "error",
         "PYTHONPATH": os.pathsep.join(folders),
     }
+
+
+def config_text(config: Mapping[str, Any]) -> str:
+    """Write a Dask configuration as Dask reads it from its environment."""
+    return str(dask.config.serialize(_as_json(config)))
 
 
 def _as_json(config: Mapping[str, Any]) -> dict[str, Any]:

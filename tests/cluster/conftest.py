@@ -19,6 +19,8 @@ import psutil
 import pytest
 from distributed import Security
 
+from tests.cluster.sshd import Sshd, serve
+
 _DEADLINE_S = 60.0
 _POLL_S = 0.02
 _HOST = "127.0.0.1"
@@ -113,6 +115,13 @@ def start_foreign(tmp_path: Path) -> StartForeign:
     """One of the test's own, to be harmed."""
 
     return partial(_foreign, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    """A host to log in to: this one."""
+    with serve(tmp_path_factory.mktemp("sshd")) as running:
+        yield running
 
 
 @pytest.fixture

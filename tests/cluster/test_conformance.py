@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import re
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any
 
 import distributed
 import pytest
@@ -19,36 +23,70 @@ from cluster import ClosedError, Cluster, SpecError, WorkersMissingError
 pytestmark = pytest.mark.cluster
 
 Open = Callable[[], Cluster]
+Use = Callable[[], AbstractContextManager[Cluster]]
 
 _WORKERS = 2
 
 
-@pytest.fixture(params=["local", "remote"])
-def opened(request: pytest.FixtureRequest, foreign) -> Open:
+@pytest.fixture(
+    scope="session",
+    params=["local", "remote", pytest.param("ssh", marks=pytest.mark.slow)],
+)
+def served(request: pytest.FixtureRequest) -> tuple[str, Any]:
+    """A kind, and what has to run for it; begun before each test looks for leaks."""
+    needed = {"remote": "foreign", "ssh": "sshd"}.get(request.param)
+    return request.param, needed and request.getfixturevalue(needed)
+
+
+def _open(kind: str, running: Any) -> Cluster:
+    if kind == "local":
+        return cluster.launch("local", workers=_WORKERS)
+    if kind == "ssh":
+        return cluster.launch("ssh", workers=_WORKERS, **running.options)
+    reached = cluster.connect(running.address)
+    reached.wait_for_workers(_WORKERS)
+    return reached
+
+
+@pytest.fixture
+def opened(served: tuple[str, Any]) -> Open:
     """A way to open a cluster of two workers, which the test closes."""
-
-    def open_one() -> Cluster:
-        if request.param == "local":
-            return cluster.launch("local", workers=_WORKERS)
-        reached = cluster.connect(foreign.address)
-        reached.wait_for_workers(_WORKERS)
-        return reached
-
-    return open_one
+    return partial(_open, *served)
 
 
-def test_it_says_who_and_where_it_is(opened: Open) -> None:
-    with opened() as c:
-        assert c.kind in ("local", "remote")
-        assert c.address.startswith("tcp://127.0.0.1:")
+@pytest.fixture(scope="module")
+def shared(served: tuple[str, Any]) -> Iterator[Cluster]:
+    """One for all the tests that leave it as it is."""
+    with _open(*served) as running:
+        yield running
+
+
+@pytest.fixture
+def used(shared: Cluster) -> Use:
+    """The shared cluster; the clients that a test made are closed after it."""
+
+    @contextmanager
+    def use() -> Iterator[Cluster]:
+        yield shared
+        for client in shared._link._clients:
+            client.close()
+
+    return use
+
+
+def test_it_says_who_and_where_it_is(used: Use) -> None:
+    with used() as c:
+        assert c.kind in ("local", "remote", "ssh")
+        scheme = "tls" if c.kind == "ssh" else "tcp"
+        assert c.address.startswith(f"{scheme}://127.0.0.1:")
         assert c.scheduler_address == c.address
-        assert c.security is None
+        assert (c.security is None) == (scheme == "tcp")
         assert repr(c).startswith(f"<Cluster {c.kind} {c.address} workers=2")
         assert c._repr_html_().startswith(f"<pre>&lt;Cluster {c.kind} ")
 
 
-def test_a_client_computes_and_is_not_the_default(opened: Open) -> None:
-    with opened() as c:
+def test_a_client_computes_and_is_not_the_default(used: Use) -> None:
+    with used() as c:
         client = c.client()
         assert client.submit(sum, [1, 2]).result(timeout=30) == 3
         assert client.direct_to_workers is True
@@ -56,16 +94,16 @@ def test_a_client_computes_and_is_not_the_default(opened: Open) -> None:
             distributed.default_client()
 
 
-def test_each_call_makes_another_client(opened: Open) -> None:
-    with opened() as c:
+def test_each_call_makes_another_client(used: Use) -> None:
+    with used() as c:
         first, second = c.client(), c.client()
         first.close()
         assert second.submit(sum, [1, 2]).result(timeout=30) == 3
         assert c.client() not in (first, second)
 
 
-def test_a_client_serves_other_threads(opened: Open) -> None:
-    with opened() as c:
+def test_a_client_serves_other_threads(used: Use) -> None:
+    with used() as c:
         client = c.client()
         seen: list[int] = []
         work = threading.Thread(
@@ -76,15 +114,18 @@ def test_a_client_serves_other_threads(opened: Open) -> None:
         assert seen == [7]
 
 
-def test_the_address_is_reachable_from_another_process(opened: Open) -> None:
+def test_the_address_is_reachable_from_another_process(used: Use) -> None:
     script = (
-        "import distributed, sys\n"
-        "with distributed.Client(sys.argv[1], timeout=30) as client:\n"
+        "import distributed, pickle, sys\n"
+        "security = pickle.loads(bytes.fromhex(sys.stdin.read()))\n"
+        "address = sys.argv[1]\n"
+        "with distributed.Client(address, security=security, timeout=30) as client:\n"
         "    print(client.submit(sum, [1, 2]).result(timeout=30))\n"
     )
-    with opened() as c:
+    with used() as c:
         ran = subprocess.run(
             [sys.executable, "-c", script, c.address],
+            input=pickle.dumps(c.security).hex(),
             capture_output=True,
             text=True,
             timeout=60,
@@ -93,19 +134,19 @@ def test_the_address_is_reachable_from_another_process(opened: Open) -> None:
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "3\n", "")
 
 
-def test_a_client_of_dask_takes_the_object(opened: Open) -> None:
-    with opened() as c, distributed.Client(c, set_as_default=False) as client:
+def test_a_client_of_dask_takes_the_object(used: Use) -> None:
+    with used() as c, distributed.Client(c, set_as_default=False) as client:
         assert client.submit(sum, [1, 2]).result(timeout=30) == 3
         client.wait_for_workers(_WORKERS)
         assert c.address in client._repr_html_()
 
 
-def test_logs_are_told_by_name(opened: Open) -> None:
+def test_logs_are_told_by_name(used: Use) -> None:
     def say() -> None:
         logging.getLogger("distributed.worker").error("first")
         logging.getLogger("distributed.worker").error("the task's own words")
 
-    with opened() as c:
+    with used() as c:
         names = {
             str(w["name"]) for w in c.client().scheduler_info()["workers"].values()
         }
@@ -121,15 +162,15 @@ def test_logs_are_told_by_name(opened: Open) -> None:
                 c.logs(**{name: 0})
 
 
-def test_waiting_ends_when_enough_workers_are_there(opened: Open) -> None:
-    with opened() as c:
+def test_waiting_ends_when_enough_workers_are_there(used: Use) -> None:
+    with used() as c:
         c.wait_for_workers(0, timeout_s=10)
         c.wait_for_workers(1)
         c.wait_for_workers(_WORKERS, timeout_s=30)
 
 
-def test_waiting_for_too_many_says_how_many_came(opened: Open) -> None:
-    with opened() as c:
+def test_waiting_for_too_many_says_how_many_came(used: Use) -> None:
+    with used() as c:
         with pytest.raises(
             WorkersMissingError,
             match=rf"asked for 9 workers, but the {c.kind} cluster at {c.address} has 2 "
@@ -142,8 +183,8 @@ def test_waiting_for_too_many_says_how_many_came(opened: Open) -> None:
         c.wait_for_workers(_WORKERS, timeout_s=30)  # the error has ended nothing
 
 
-def test_a_number_of_workers_is_checked(opened: Open) -> None:
-    with opened() as c:
+def test_a_number_of_workers_is_checked(used: Use) -> None:
+    with used() as c:
         for wrong in (-1, 1.0, True, "2", None):
             text = re.escape(
                 f"num_workers={wrong!r} must be a whole number, at least 0"
@@ -154,8 +195,8 @@ def test_a_number_of_workers_is_checked(opened: Open) -> None:
                 c.scale(wrong)  # type: ignore[arg-type]
 
 
-def test_a_wait_needs_a_deadline(opened: Open) -> None:
-    with opened() as c:
+def test_a_wait_needs_a_deadline(used: Use) -> None:
+    with used() as c:
         text = r"timeout_s=0 must be a number of seconds above 0"
         with pytest.raises(SpecError, match=text):
             c.wait_for_workers(1, timeout_s=0)
@@ -164,7 +205,7 @@ def test_a_wait_needs_a_deadline(opened: Open) -> None:
 
 
 def test_closing_ends_clients_threads_and_own_processes(
-    opened: Open, children: Callable[[], set[int]]
+    opened: Open, children: Callable[[], set[int]], wait_until
 ) -> None:
     before, others = children(), set(threading.enumerate())
     c = opened()
@@ -175,7 +216,8 @@ def test_closing_ends_clients_threads_and_own_processes(
     c.close()
     assert [client.status for client in clients] == ["closed", "closed"]
     assert not any(thread.is_alive() for thread in threads)
-    assert children() == before
+    # Processes of ssh's own end a moment after the last of ours.
+    wait_until(lambda: children() == before, "the end of all processes")
     c.close()
     assert repr(c) == f"<Cluster {c.kind}, closed>"
 

@@ -15,11 +15,11 @@ from cluster import ClusterSpec, SpecError
     [
         (
             "locla",
-            "unknown kind of cluster 'locla'; did you mean 'local'? known: local",
+            "unknown kind of cluster 'locla'; did you mean 'local'? known: local, ssh",
         ),
-        ("yarn", "unknown kind of cluster 'yarn'; known: local"),
-        ("", "unknown kind of cluster ''; known: local"),
-        (None, "unknown kind of cluster None; known: local"),
+        ("yarn", "unknown kind of cluster 'yarn'; known: local, ssh"),
+        ("", "unknown kind of cluster ''; known: local, ssh"),
+        (None, "unknown kind of cluster None; known: local, ssh"),
         (["local"], "unknown kind of cluster ['local']; did you mean"),
     ],
 )

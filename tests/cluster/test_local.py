@@ -18,7 +18,9 @@ import psutil
 import pytest
 
 import cluster
+import cluster.local
 from cluster import StartError, WorkersMissingError
+from cluster.restarts import RestartPolicy
 
 pytestmark = pytest.mark.cluster
 
@@ -147,6 +149,37 @@ def test_a_killed_worker_is_replaced() -> None:
         worker.kill()
         worker.wait(timeout=60)
         assert client.submit(os.getpid).result(timeout=60) != pid
+
+
+def test_a_killed_nanny_is_replaced_with_its_worker(wait_until) -> None:
+    with cluster.launch("local") as c:
+        client = c.client()
+        (nanny,) = client.run(os.getppid).values()
+        worker = psutil.Process(*client.run(os.getpid).values())
+        os.kill(nanny, signal.SIGKILL)
+        wait_until(lambda: _has_ended(worker), "the end of its worker")
+        assert client.submit(os.getppid).result(timeout=60) != nanny
+        assert c.logs().keys() == {"scheduler", "0"}
+        c.scale(2)
+        c.scale(0)
+        assert client.nthreads() == {}
+
+
+def test_what_cannot_be_replaced_is_given_up_and_told(
+    wait_until, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = RestartPolicy(first_s=0.01, max_in_a_row=2)
+    monkeypatch.setattr(cluster.local, "RestartPolicy", lambda: policy)
+    with cluster.launch("local") as c:
+        (nanny,) = c.client().run(os.getppid).values()
+        text = "worker 0 was given up after 3 starts: worker 0 ended with exit code 1"
+        with dask.config.set({"distributed.nanny.preload": ["no_such_module"]}):
+            os.kill(nanny, signal.SIGKILL)
+            wait_until(lambda: text in repr(c), "giving up")
+        with pytest.raises(WorkersMissingError, match=text):
+            c.wait_for_workers(1, timeout_s=0.2)
+        c.scale(1)  # another chance
+        assert "given up" not in repr(c)
 
 
 def test_a_stopped_worker_does_not_hold_up_close(

@@ -198,3 +198,20 @@ def test_tls_lets_in_who_has_the_certificate_and_no_one_else(
             cluster.connect(plain, timeout_s=1)
         with pytest.raises(UnreachableError, match="encryption required"):
             cluster.connect(plain, security, timeout_s=1)
+
+
+def test_certificates_of_ours_serve_a_cluster_that_is_started_by_hand(
+    start_foreign, tmp_path: Path
+) -> None:
+    pytest.importorskip("cryptography")
+    folder = cluster.create_certificates(tmp_path / "certs")
+    # The worker's pair serves the scheduler too: both are servers.
+    options = ("--protocol", "tls", "--tls-ca-file", str(folder / "ca.pem"))
+    pair = (folder / "worker.pem", folder / "worker-key.pem")
+    options += ("--tls-cert", str(pair[0]), "--tls-key", str(pair[1]))
+    with (
+        start_foreign(num_workers=1, options=options) as own,
+        cluster.connect(own.address, cluster.load_certificates(folder)) as c,
+    ):
+        c.wait_for_workers(1)
+        assert c.client().submit(sum, [1, 2]).result(timeout=30) == 3
