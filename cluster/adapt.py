@@ -83,7 +83,9 @@ class Adapting:
                     continue  # what was seen is of another number of workers
                 after = self._hunger.after(look)
                 if after.target != self._hunger.target:
-                    log.info("from %s to %s: %s", self._hunger.target, after.target, look)
+                    log.info(
+                        "from %s to %s: %s", self._hunger.target, after.target, look
+                    )
                     self._scale(after.target)
                 self._hunger = after
             except ClusterError as error:

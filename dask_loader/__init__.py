@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         TransformError,
         UnsupportedTypeError,
         WindowError,
+        WorkerEnvironmentError,
         WorkersMissingError,
         WorldError,
     )
@@ -65,6 +66,7 @@ __all__ = [
     "TransformError",
     "UnsupportedTypeError",
     "WindowError",
+    "WorkerEnvironmentError",
     "WorkersMissingError",
     "WorldError",
     "from_stateful_dataloader",

@@ -36,6 +36,7 @@ from dask_loader.engine.base import (
     chain_prefix,
     describe_slices,
 )
+from dask_loader.engine.environment import Environments
 from dask_loader.engine.functions import Functions
 from dask_loader.engine.hunger import HungerReports
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
@@ -103,6 +104,7 @@ class DaskEngine:
         self._homes: dict[str, str] = {}  # worker of each chain
         self._functions = Functions(self._submit_function)
         self._workers: dict[str, int] = {}  # their threads, when last asked
+        self._environments = Environments()
         self._client = _connect(where)
         self._hunger = HungerReports(self._client, self._token)
         self._executor = ThreadPoolExecutor(
@@ -129,6 +131,7 @@ class DaskEngine:
         while True:
             threads = self._ask_threads()
             if threads:
+                self._environments.check(threads, self._run_on)
                 self._sharing.learn(threads, self._ask_sharing)
                 return sum(threads.values())
             if not wait:

@@ -24,9 +24,7 @@ _READ_S = 0.05
 
 
 def look(stall: float, windows_per_s: float = 1.0, num_consumers: int = 1) -> Look:
-    return Look(
-        stall=stall, windows_per_s=windows_per_s, num_consumers=num_consumers
-    )
+    return Look(stall=stall, windows_per_s=windows_per_s, num_consumers=num_consumers)
 
 
 def test_both_sides_name_the_same_topic() -> None:
@@ -72,9 +70,7 @@ def test_it_never_leaves_its_limits(looks: list[Look], low: int, more: int) -> N
         assert low <= hunger.target <= low + more
 
 
-@given(
-    st.floats(0.1, 100), st.floats(0.1, 100), st.integers(1, 32), st.integers(1, 32)
-)
+@given(st.floats(0.1, 100), st.floats(0.1, 100), st.integers(1, 32), st.integers(1, 32))
 def test_constant_rates_come_to_rest_where_nobody_is_hungry(
     demand: float, worker: float, start: int, maximum: int
 ) -> None:
@@ -136,7 +132,9 @@ def _slow(table: pa.Table) -> pa.Table:
 @pytest.mark.slow
 def test_workers_follow_a_loader(tmp_path: Path, wait_until) -> None:
     pq.write_table(
-        pa.table({"id": np.arange(_ROWS)}), tmp_path / "a.parquet", row_group_size=_GROUP
+        pa.table({"id": np.arange(_ROWS)}),
+        tmp_path / "a.parquet",
+        row_group_size=_GROUP,
     )
     with cluster.launch("local", workers=1) as c:
         c.adapt(minimum=1, maximum=2, interval_s=1.0, silence_s=5)
