@@ -83,14 +83,11 @@ class Agent:
         self._heard_s = time.monotonic()
         self._closing = threading.Event()
         self._folder = tempfile.mkdtemp(prefix="dask-cluster-")  # mode 0700
-        for name, text in hello["files"].items():
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            path = os.path.join(self._folder, name)
-            with open(os.open(path, flags, 0o600), "w") as file:
-                file.write(text)
-        nanny: dict[str, Any] = {"__name__": "nanny"}
-        exec(hello["files"]["nanny.py"], nanny)  # the launcher's own program
-        self._kill_tree: Callable[[Any], None] = nanny["kill_tree"]
+        try:
+            self._kill_tree = self._unpack(hello["files"])
+        except BaseException:  # such as: this Python has no psutil
+            self._remove()
+            raise
         kept = {k: v for k, v in os.environ.items() if not k.startswith("DASK_")}
         self._environment = {
             **kept,
@@ -98,6 +95,17 @@ class Agent:
             "CLUSTER_PRIVATE_FOLDER": self._folder,
             "PYTHONUNBUFFERED": "1",
         }
+
+    def _unpack(self, files: dict[str, str]) -> Callable[[Any], None]:
+        for name, text in files.items():
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            path = os.path.join(self._folder, name)
+            with open(os.open(path, flags, 0o600), "w") as file:
+                file.write(text)
+        nanny: dict[str, Any] = {"__name__": "nanny"}
+        exec(files["nanny.py"], nanny)  # the launcher's own program
+        kill_tree: Callable[[Any], None] = nanny["kill_tree"]
+        return kill_tree
 
     def serve(self, lines: TextIO) -> None:
         """Do what comes in, until nothing does."""

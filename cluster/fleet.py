@@ -96,14 +96,19 @@ class Fleet:
         """Tell whether anything listens beyond loopback."""
         return not all(_is_loopback(host.address) for host in self._hosts.values())
 
-    async def scale(self, num_workers: int) -> None:
-        """Start more, or end some after what they hold has moved."""
+    async def scale(self, num_workers: int, *, timeout_s: float) -> None:
+        """Start more, or end some after what they hold has moved.
+
+        Raises:
+            OSError: The scheduler is not there.
+            TimeoutError: It, or moving, took longer.
+        """
         self._revive()
         surplus = len(self._slots) - num_workers
         if surplus <= 0:
             self._add(-surplus)
             return
-        async with self._asking() as scheduler:
+        async with self._asking(timeout_s) as scheduler:
             there = _names(await scheduler.identity())
             newest_first = sorted(self._slots, reverse=True)
             leaving = sorted(newest_first, key=there.__contains__)[:surplus]
@@ -129,11 +134,11 @@ class Fleet:
                 self._processes.forget(f"worker {worker}")
                 self._start_worker(worker)
 
-    async def logs(self, num_lines: int) -> dict[str, str]:
-        """Return the last lines of all, also of those that ended."""
+    async def logs(self, num_lines: int, *, timeout_s: float) -> dict[str, str]:
+        """Return the last lines of all that answer in time, and of those that ended."""
         asking = [host.logs(num_lines) for host in self._hosts.values()]
         answers = await asyncio.gather(
-            *(asyncio.wait_for(a, _ASK_S) for a in asking), return_exceptions=True
+            *(asyncio.wait_for(a, timeout_s) for a in asking), return_exceptions=True
         )
         found = dict(self._tails)
         for answer in answers:
@@ -376,13 +381,13 @@ class Fleet:
             self.dashboard_port = await self._hosts[self._scheduler_host].forward(port)
 
     @contextlib.asynccontextmanager
-    async def _asking(self) -> AsyncIterator[Any]:
+    async def _asking(self, timeout_s: float = _ASK_S) -> AsyncIterator[Any]:
         security = self.security or Security()
         async with (
-            asyncio.timeout(_ASK_S),
+            asyncio.timeout(timeout_s),
             rpc(
                 self.address,
-                timeout=_ASK_S,
+                timeout=timeout_s,
                 connection_args=security.get_connection_args("client"),
             ) as scheduler,
         ):

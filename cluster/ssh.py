@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import contextlib
 import importlib.util
 import warnings
 from typing import TYPE_CHECKING
@@ -108,11 +107,12 @@ class SshLauncher:
             StartError: The scheduler, which has to be asked, did not answer in time.
         """
         assert self._loop is not None
-        scaling = self._loop.submit(self._running().scale(num_workers))
+        scaling = self._loop.submit(
+            self._running().scale(num_workers, timeout_s=timeout_s)
+        )
         try:
-            scaling.result(timeout=timeout_s)
+            scaling.result()
         except (TimeoutError, OSError) as error:
-            scaling.cancel()
             raise StartError(
                 f"the scheduler of the ssh cluster at {self.address} did not answer when "
                 f"it was scaled to {num_workers} ({error!r}); see logs(), and try again",
@@ -124,10 +124,8 @@ class SshLauncher:
     def logs(self, *, num_lines: int, timeout_s: float) -> dict[str, str]:
         """Return the last lines of all processes on the hosts that answer."""
         assert self._loop is not None
-        asking = self._loop.submit(self._running().logs(num_lines))
-        with contextlib.suppress(TimeoutError):
-            return asking.result(timeout=timeout_s)
-        return {}
+        asking = self._running().logs(num_lines, timeout_s=timeout_s)
+        return self._loop.submit(asking).result()
 
     def close(self) -> None:
         """End everything on the hosts, and the loop; safe twice."""
@@ -153,10 +151,7 @@ class SshLauncher:
         except StartError:
             raise
         except (TimeoutError, OSError) as error:
-            logs: dict[str, str] = {}
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_LOGS_S):
-                    logs = await fleet.logs(_TAIL_LINES)
+            logs = await fleet.logs(_TAIL_LINES, timeout_s=_LOGS_S)
             wrote = "".join(f"\n{name} wrote:\n{text}" for name, text in logs.items())
             timed_out = isinstance(error, TimeoutError)
             why = f"not up after {timeout_s:g} s" if timed_out else repr(error)

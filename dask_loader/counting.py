@@ -78,6 +78,7 @@ def slice_task(catalog: Catalog, group: int, start: int, stop: int) -> SliceTask
         stop,
         file.digest,
         int(catalog.file_index[group]),
+        () if catalog.keys is None else catalog.keys.texts(file.path),
     )
 
 
@@ -97,7 +98,7 @@ def _count(
             for chunk in chunks
         ]
         # Nothing else of the options, so that tasks of equal names are equal.
-        only = replace(read_options, forms=(), nulls=NullPolicy())
+        only = replace(read_options, forms=(), nulls=NullPolicy(), vocabularies=())
         names = [_task_name(catalog, only, item) for item in items]
         found = engine.map(partial(count_rows, only), items, names=names)
         for chunk, part in zip(chunks, found, strict=True):

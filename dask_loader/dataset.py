@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from itertools import islice
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import pyarrow as pa
 from torch.utils.data import IterableDataset, get_worker_info
@@ -23,6 +23,8 @@ from dask_loader.batch.shared import Outbox, Sent, SentError, forget_slabs
 from dask_loader.catalog.delivery import check_delivery
 from dask_loader.catalog.discover import discover
 from dask_loader.catalog.formats import OutputFormat, check_format
+from dask_loader.catalog.layout import check_layout
+from dask_loader.catalog.masks import mask_field
 from dask_loader.catalog.provenance import FIELDS
 from dask_loader.catalog.schema import check_columns
 from dask_loader.course import Course
@@ -92,13 +94,22 @@ class ParquetDataset(IterableDataset[Any]):
             that NumPy promotes theirs to, or that of dtypes.
         dtypes: {column or feature: dtype} to deliver them in, torch's or NumPy's. Floats
             are rounded; a number that does not fit is an error, never another number.
-        nulls: "error"; "nan", for float columns; or {column: value}.
+        nulls: "error"; "nan", for float columns; {column: value}; or "mask": nulls become
+            0 or "", and a bool tensor `<column>__valid` tells which rows (or elements of
+            fixed-size lists) are none, for each column that may hold nulls by its schema.
+            Of lists of any length it tells the rows, and `<column>__items_valid` the
+            elements.
         ragged: Lists of any length: "jagged", as Ragged; "nested", as torch.nested tensors
             where they hold numbers; or {column: (length, fill)} for tensors of shape (rows,
             length). A longer list is an error unless (length, fill, "cut") is given.
+        vocabulary: {column: True, or a list of all its values}: text, bytes and integers
+            are delivered as int32, each value as its place in that list, or in the sorted
+            values of all files, which are found by reading the column once, and
+            remembered; see the property of the same name.
         output_format: "torch": dicts as above. "numpy": the same with NumPy arrays.
             "arrow": each batch a pyarrow.Table of columns as files have them, nulls and
-            nested types included; nulls, features, dtypes and ragged do not apply.
+            nested types included; features, dtypes, nulls, ragged and vocabulary do not
+            apply.
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
@@ -118,6 +129,15 @@ class ParquetDataset(IterableDataset[Any]):
             a row must not depend on other rows. It is tried on the first rows when the
             dataset is made. See docs/transforms.md.
         storage_options: For fsspec.
+        partitioning: Directories below `path` as columns. "hive": "day=2026-01-01" gives
+            `day`, an int64 where all values are whole numbers, else text. {key: Arrow
+            type} says types. A list of names for directories that hold values alone. A
+            pyarrow.dataset Hive- or DirectoryPartitioning. None: ignored.
+        schema: The dataset's columns as a pyarrow.Schema, in place of the first file's.
+            Columns that a file lacks are null there, its others are not read, narrower
+            types are widened; see docs/layouts.md.
+        on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
+            with a warning that names them. Decided now, never in an epoch.
 
     Raises:
         ConfigError: An argument is wrong.
@@ -146,6 +166,7 @@ class ParquetDataset(IterableDataset[Any]):
         dtypes: dict[str, Any] | None = None,
         nulls: Any = "error",
         ragged: Any = "jagged",
+        vocabulary: Any = None,
         output_format: OutputFormat = "torch",
         provenance: bool = False,
         memory_limit: int | str = "1 GiB",
@@ -155,6 +176,9 @@ class ParquetDataset(IterableDataset[Any]):
         footer_cache: bool | str | os.PathLike[str] = True,
         transform: Callable[[pa.Table], pa.Table] | None = None,
         storage_options: dict[str, Any] | None = None,
+        partitioning: Any = "hive",
+        schema: pa.Schema | None = None,
+        on_bad_files: Literal["error", "skip"] = "error",
     ) -> None:
         super().__init__()
         self._options = DatasetOptions(
@@ -178,12 +202,14 @@ class ParquetDataset(IterableDataset[Any]):
                 dtypes=dtypes,
                 nulls=None if nulls == "error" else nulls,
                 ragged=None if ragged == "jagged" else ragged,
+                vocabulary=vocabulary,
             ),
         )
         self._given_world = (rank, world_size, mesh)
         world = resolve_world(rank=rank, world_size=world_size, mesh=mesh)
         chosen = check_columns(columns)
-        delivery = check_delivery(features, dtypes, ragged)
+        layout = check_layout(partitioning, schema, on_bad_files)
+        delivery = check_delivery(features, dtypes, ragged, vocabulary)
         function = None if transform is None else Function(transform)
         self._where = resolve_client(client)
         found = discover(path, storage_options)
@@ -202,6 +228,7 @@ class ParquetDataset(IterableDataset[Any]):
                 filters=filters,
                 nulls=nulls,
                 delivery=delivery,
+                layout=layout,
                 transform=function,
                 # More ranks' splits begin where the number of all rows says.
                 ahead=ahead if world.world_size == 1 else None,
@@ -228,7 +255,18 @@ class ParquetDataset(IterableDataset[Any]):
         schema = self._catalog.delivered_schema
         if transform is not None:
             schema = transform.schema
+        fields = {field.name: field for field in schema}
+        for form in self._read_options.forms:
+            if form.mask_of:
+                fields[form.name] = mask_field(form, schema)
+        schema = pa.schema(fields.values())
         return pa.schema([*schema, *FIELDS]) if self._options.provenance else schema
+
+    @property
+    def vocabulary(self) -> dict[str, tuple[Any, ...]]:
+        """The values of each column that comes as codes: code i is the i-th."""
+        found = self._read_options.vocabularies
+        return {name: tuple(made.values.to_pylist()) for name, made in found}
 
     @property
     def num_rows(self) -> int:

@@ -19,6 +19,8 @@ from dask_loader.units import format_bytes
 # is worth half of the row groups that are possible, shares of labels are close: they
 # deviate by sqrt(2) times as much.
 _WELL_MIXED = 0.5
+# Files that cannot be read are named up to this number.
+_MAX_NAMED = 10
 
 
 def explain(
@@ -60,8 +62,44 @@ def _data_lines(catalog: Catalog) -> list[str]:
         f"their statistics or filters ({int(catalog.num_rows[unread].sum())} rows, "
         f"{format_bytes(int(catalog.num_bytes[unread].sum()))})",
     ]
-    if catalog.expression is not None:
+    if catalog.filter_text:
         lines.append(f"filters: {catalog.total_rows} of {all_rows} rows are kept")
+        lines += _unread_lines(catalog)
+    if catalog.skipped:
+        named = ", ".join(repr(path) for path, _ in catalog.skipped[:_MAX_NAMED])
+        more = len(catalog.skipped) - _MAX_NAMED
+        lines.append(
+            f"left out as they cannot be read: {len(catalog.skipped)} files, {named}"
+            + (f" and {more} more" if more > 0 else "")
+        )
+    return lines
+
+
+def _unread_lines(catalog: Catalog) -> list[str]:
+    """Say what filters spare, by how it is known that nothing of it is kept."""
+    by_keys = np.isin(catalog.file_index, catalog.ruled_out)
+    by_statistics = ~by_keys & ~catalog.may_keep & (catalog.num_rows > 0)
+    counted = (catalog.num_kept == 0) & ~by_keys & catalog.may_keep
+    counted &= catalog.num_rows > 0
+    lines = []
+    for how, which in (
+        ("by the keys of their directories", by_keys),
+        ("by statistics", by_statistics),
+        (
+            "as the filters keep none of their rows, for which only the filters' columns "
+            "were read once",
+            counted,
+        ),
+    ):
+        if which.any():
+            files = np.unique(catalog.file_index[which])
+            others = np.unique(catalog.file_index[~which])
+            whole = len(np.setdiff1d(files, others))
+            lines.append(
+                f"never read {how}: {int(which.sum())} row groups, {whole} whole files, "
+                f"{int(catalog.num_rows[which].sum())} rows, "
+                f"{format_bytes(int(catalog.num_bytes[which].sum()))}"
+            )
     return lines
 
 

@@ -13,12 +13,15 @@ import numpy as np
 import pyarrow as pa
 
 from dask_loader.catalog.cache import open_cache
-from dask_loader.catalog.catalog import Catalog, read_catalog
+from dask_loader.catalog.catalog import Catalog
 from dask_loader.catalog.delivery import Delivery, deliver
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.formats import whole_forms
 from dask_loader.catalog.forms import Form, form_of
+from dask_loader.catalog.layout import Layout, read_layout
+from dask_loader.catalog.masks import with_masks
 from dask_loader.catalog.provenance import add_provenance
+from dask_loader.catalog.vocabulary import code_forms
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
@@ -33,6 +36,11 @@ from dask_loader.read.transform import Function, Transform
 from dask_loader.read.trial import Trial, try_transform
 from dask_loader.run import Run, make_run
 from dask_loader.transfer.window import block_bytes
+from dask_loader.vocabulary import (
+    Vocabularies,
+    find_vocabularies,
+    given_vocabularies,
+)
 from dask_loader.world import World
 
 
@@ -45,6 +53,7 @@ def load_catalog(
     filters: Any,
     nulls: Any,
     delivery: Delivery,
+    layout: Layout | None = None,
     transform: Function | None = None,
     ahead: Ahead | None = None,
 ) -> tuple[Catalog, ReadOptions]:
@@ -58,6 +67,7 @@ def load_catalog(
         filters: As the user gave them.
         nulls: As the user gave them.
         delivery: How columns are delivered.
+        layout: How files differ and what directories say.
         transform: What they are made of: the function of the user.
         ahead: Begins the first windows while the other footers are read, where the order
             lets it. Windows are left in it, also after an error.
@@ -66,10 +76,23 @@ def load_catalog(
         DaskLoaderError: An argument or a file is wrong.
     """
 
+    def read_options_of(found: Catalog) -> ReadOptions:
+        vocabularies = find_vocabularies(
+            found,
+            delivery.vocabulary,
+            nulls=nulls,
+            verify_checksums=options.verify_checksums,
+            engine=engine,
+            cache=cache,
+        )
+        return _read_options(
+            found, options, nulls=nulls, delivery=delivery, vocabularies=vocabularies
+        )
+
     def begin(front: Catalog) -> None:
         assert ahead is not None
         try:
-            reading = _read_options(front, options, nulls=nulls, delivery=delivery)
+            reading = read_options_of(front)
             front = replace(front, growth=_growth(front, reading.forms))
             _check_nulls(front, reading)
             ahead.start(_sure_windows(front, options, reading))
@@ -78,16 +101,17 @@ def load_catalog(
 
     own_types = options.output_format == "arrow"
     in_order = not options.shuffle and options.num_splits in (None, 1)
+    # Values that are to be found may be in the last file.
+    in_order &= all(values is not None for _, values in delivery.vocabulary)
     begins = ahead is not None and in_order and filters is None and transform is None
     cache = open_cache(options.footer_cache, os.environ)
-    catalog = read_catalog(
-        found.storage,
-        found.paths,
+    catalog = read_layout(
+        found,
+        layout or Layout(),
         # With a transform, features and dtypes are of what it makes.
         columns=delivery.columns(columns) if transform is None else columns,
         filters=filters,
         run=engine.map,
-        listed=found.listed,
         cache=cache,
         dtypes=delivery.wanted_dtypes if transform is None else None,
         any_type=transform is not None or own_types,
@@ -102,6 +126,7 @@ def load_catalog(
             expression=catalog.expression,
             filter_columns=catalog.filter_columns,
             verify_checksums=options.verify_checksums,
+            fit=catalog.fit,
             own_types=own_types,
         )
         if catalog.expression is not None:
@@ -116,9 +141,15 @@ def load_catalog(
             for f in read_options.forms
             if not f.made
         )
-        return replace(catalog, growth=growth, made=made), read_options
-    read_options = _read_options(catalog, options, nulls=nulls, delivery=delivery)
-    catalog = replace(catalog, growth=_growth(catalog, read_options.forms))
+        digests = tuple((n, v.digest) for n, v in read_options.vocabularies)
+        catalog = replace(catalog, growth=growth, made=made, vocabularies=digests)
+        return catalog, read_options
+    read_options = read_options_of(catalog)
+    catalog = replace(
+        catalog,
+        growth=_growth(catalog, read_options.forms),
+        vocabularies=tuple((n, v.digest) for n, v in read_options.vocabularies),
+    )
     if catalog.expression is None:
         if not own_types:
             _check_nulls(catalog, read_options)
@@ -229,6 +260,7 @@ def _read_options(
     *,
     nulls: Any,
     delivery: Delivery,
+    vocabularies: Vocabularies = (),
     transform: Transform | None = None,
 ) -> ReadOptions:
     forms, schema = catalog.forms, catalog.schema
@@ -239,8 +271,12 @@ def _read_options(
     if own_types:
         forms, nulls = whole_forms(forms), NullPolicy()
     else:
-        forms = deliver(forms, delivery)
+        if transform is not None:
+            vocabularies = given_vocabularies(delivery.vocabulary, forms, schema, nulls)
+        forms = deliver(code_forms(forms, schema, delivery.vocabulary), delivery)
         nulls = make_null_policy(nulls, forms, schema)
+        if nulls.mask:
+            forms = with_masks(forms, _nullable(catalog, forms, transform))
     if options.provenance:
         forms = add_provenance(forms, catalog.filter_columns)
     return ReadOptions(
@@ -250,9 +286,24 @@ def _read_options(
         expression=catalog.expression,
         filter_columns=catalog.filter_columns,
         verify_checksums=options.verify_checksums,
+        fit=catalog.fit,
+        vocabularies=vocabularies,
         transform=transform,
         own_types=own_types,
     )
+
+
+def _nullable(
+    catalog: Catalog, forms: Sequence[Form], transform: Transform | None
+) -> set[str]:
+    """Return the columns that may hold nulls: the same on every rank."""
+    if transform is not None:
+        return {form.name for form in forms}
+    return {
+        form.name
+        for form in forms
+        if catalog.schema.field(form.name).nullable or form.name in catalog.null_counts
+    }
 
 
 def _made_form(field: pa.Field, dtype: str | None, transform: Transform) -> Form:
@@ -271,7 +322,12 @@ def _growth(
 ) -> float:
     """Return the bytes of delivered rows over those of decoded rows; text left out."""
     before = sum(form.row_bytes for form in catalog.forms)
-    after = sum(form.row_bytes for form in delivered)
+    # Where texts become codes, the plan reckons with more for the texts' offsets alone.
+    texts = {form.name for form in catalog.forms if not form.number}
+    if transform is not None:
+        texts = set()
+    fixed = (f for f in delivered if f.pad is not None or f.name not in texts)
+    after = sum(form.row_bytes for form in fixed)
     if transform is not None or any(form.pad is not None for form in delivered):
         # Of how many elements a row has where it is decoded only the row groups tell.
         rows = catalog.num_rows > 0
@@ -291,11 +347,14 @@ def _check_nulls(catalog: Catalog, read_options: ReadOptions) -> None:
     for form in read_options.forms:
         allowed, _ = read_options.nulls.fill_for(form)
         counts = catalog.null_counts.get(form.name)
-        if allowed or counts is None or not (counts > 0).any():
+        if allowed or counts is None:
             continue
-        group = int(np.argmax(counts > 0))
+        found = (counts > 0) & (catalog.num_kept > 0)
+        if not found.any():
+            continue
+        group = int(np.argmax(found))
         path, row_group = catalog.place(group)
-        total = int(counts[counts > 0].sum())
+        total = int(counts[found].sum())
         error: NullError = null_error(
             form,
             int(counts[group]),

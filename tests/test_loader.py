@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import pickle
 import warnings
@@ -17,7 +16,6 @@ import pytest
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
 from torch.utils.data import get_worker_info
-from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 from torchdata.stateful_dataloader import StatefulDataLoader
 
 from dask_loader import (
@@ -27,6 +25,7 @@ from dask_loader import (
     DataLoader,
     ParquetDataset,
 )
+from tests.torch_workers import end_workers
 
 NUM_ROWS = 1009
 OPTIONS = {"client": "threads", "batch_size": 50, "shuffle_window": 40}
@@ -89,16 +88,6 @@ WAYS = [
         marks=slow,
     ),
 ]
-
-
-def end_workers() -> None:
-    """End the workers that an error's traceback keeps alive.
-
-    Left to the garbage collector, torch takes five seconds for each of them.
-    """
-    for thing in gc.get_objects():
-        if isinstance(thing, _MultiProcessingDataLoaderIter):
-            thing._shutdown_workers()
 
 
 # ---- epochs -------------------------------------------------------------------------

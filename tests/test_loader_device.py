@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader as TorchDataLoader
@@ -156,6 +158,19 @@ def test_features_that_lie_transposed_arrive_in_one_piece(
         assert got[0]["x"].shape == (50, 2)
         assert got[0]["x"].T.is_contiguous()
         del loader
+
+
+def test_nested_tensors_are_made_of_what_was_copied(tmp_path, gated_device):
+    rows = [list(range(i % 4)) for i in range(40)]
+    pq.write_table(pa.table({"x": rows}), tmp_path / "a.parquet")
+    options = {"shuffle": False, "batch_size": 8, "ragged": "nested"}
+    with dataset_of(tmp_path, **options) as dataset:
+        loader = onto(gated_device, dataset)
+        got = [batch["x"] for batch in loader]
+        gated_device.finish()
+        assert {column.layout for column in got} == {torch.jagged}
+        assert [row.tolist() for column in got for row in column.unbind()] == rows
+        del loader, got
 
 
 def test_with_workers_none_of_torchs_threads_pins_what_they_send(

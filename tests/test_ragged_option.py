@@ -164,7 +164,7 @@ def test_padding_that_memory_cannot_hold_is_refused_before_reading(path: Path) -
     make(path, **options, ragged={"n": (8, 0)}).close()
     with (
         make(path, **options, ragged={"n": (1 << 16, 0)}) as dataset,
-        pytest.raises(PlanError, match="windows of .* in hand"),
+        pytest.raises(PlanError, match=r"windows of .* in hand"),
     ):
         next(iter(dataset))
 
@@ -241,17 +241,33 @@ def test_a_cluster_pads_and_nests_as_threads_do(
 @pytest.mark.parametrize(
     ("ragged", "kind", "text"),
     [
-        ("padded", ConfigError, "ragged='padded' must be \"jagged\", \"nested\", or a di"),
+        (
+            "padded",
+            ConfigError,
+            'ragged=\'padded\' must be "jagged", "nested", or a di',
+        ),
         ({"n": 3}, ConfigError, r"ragged=\{'n': 3\} must be .* whole number from 1 up"),
         ({"n": (0, 0)}, ConfigError, "whole number from 1 up"),
         ({"n": (3, "x")}, ConfigError, "fill a number"),
         ({"n": (3, 0, "keep")}, ConfigError, 'or \\(length, fill, "cut"\\)'),
-        ({"m": (3, 0)}, ColumnError, "ragged names 'm', which is not among the columns"),
+        (
+            {"m": (3, 0)},
+            ColumnError,
+            "ragged names 'm', which is not among the columns",
+        ),
         ({"id": (3, 0)}, ConfigError, "the column's rows are no lists of any length"),
         ({"text": (3, 0)}, ConfigError, r"only a list of numbers is padded, .* vocab"),
-        ({"text": "nested"}, ConfigError, "only a list of numbers becomes torch.nested"),
+        (
+            {"text": "nested"},
+            ConfigError,
+            "only a list of numbers becomes torch.nested",
+        ),
         ({"deep": (3, 0)}, ConfigError, "the column has lists of lists"),
-        ({"n": (3, 0.5)}, ConfigError, "fill value does not fit the column's type int32"),
+        (
+            {"n": (3, 0.5)},
+            ConfigError,
+            "fill value does not fit the column's type int32",
+        ),
     ],
     ids=str,
 )

@@ -16,6 +16,7 @@ import pytest
 import torch.utils.data
 
 from dask_loader import ConfigError, DataLoader, ParquetDataset, ResumeError
+from tests.torch_workers import end_workers
 
 ROWS, STEP_ROWS = 1013, 60
 Ids = list[list[int]]
@@ -269,6 +270,7 @@ def test_a_dataloader_worker_does_not_seek(data: str) -> None:
             ConfigError, match=r"seek.* was called in a DataLoader worker"
         ):
             next(iter(loader))
+        end_workers()
 
 
 # ---- files that changed, or only look as if -------------------------------------------

@@ -18,6 +18,7 @@ from dask_loader import (
     ResumeError,
     from_stateful_dataloader,
 )
+from tests.torch_workers import end_workers
 
 ROWS, STEPS = 317, 11  # 10 batches of 30 and one of 17
 Ids = list[list[int]]
@@ -347,3 +348,4 @@ def test_a_state_of_rows_is_not_for_workers(data: str) -> None:
             ResumeError, match="made with num_workers=0, here num_workers"
         ):
             next(iter(loader))
+        end_workers()

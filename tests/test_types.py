@@ -87,7 +87,12 @@ def array(kind: pa.DataType, *, nulls: bool = False) -> pa.Array:
     values = [
         None if nulls and rng.random() < 0.3 else value(plain, rng) for _ in range(ROWS)
     ]
-    return pa.array(values, plain).cast(kind)
+    made = pa.array(values, plain)
+    if pa.types.is_dictionary(kind):  # Arrow casts to dictionaries of text only
+        encoded = made.dictionary_encode()
+        index = encoded.indices.cast(kind.index_type)
+        return pa.DictionaryArray.from_arrays(index, encoded.dictionary)
+    return made.cast(kind)
 
 
 def plain_type(kind: pa.DataType) -> pa.DataType:

@@ -20,7 +20,11 @@ LEAVES: list[tuple[pa.DataType, st.SearchStrategy[Any], Any]] = [
     (pa.uint64(), st.integers(0, 2**64 - 1), 2**63),
     (pa.float32(), st.floats(width=32, allow_nan=False), 0.5),
     (pa.bool_(), st.booleans(), True),
-    (pa.decimal128(9, 2), st.integers(-(10**8), 10**8).map(lambda i: Decimal(i) / 100), 7),
+    (
+        pa.decimal128(9, 2),
+        st.integers(-(10**8), 10**8).map(lambda i: Decimal(i) / 100),
+        7,
+    ),
     (pa.timestamp("us", "Asia/Tokyo"), st.integers(0, 10**15), 5),
     (pa.string(), st.text("ab\N{SNOWMAN}", max_size=3), "?"),
     (pa.binary(), st.binary(max_size=3), b"?"),
@@ -115,7 +119,9 @@ def annotated(kind: pa.DataType, item: Any, mark: bytes) -> bytes:
     footer = raw[-8 - int.from_bytes(raw[-8:-4], "little") : -8]
     end = footer.index(b"\x18\x01x\x15\x04") + 5  # name, number of children
     marked = footer[:end] + mark + footer[end:]
-    return raw[: -8 - len(footer)] + marked + len(marked).to_bytes(4, "little") + b"PAR1"
+    return (
+        raw[: -8 - len(footer)] + marked + len(marked).to_bytes(4, "little") + b"PAR1"
+    )
 
 
 def test_a_variant_comes_as_its_two_parts(tmp_path: Path) -> None:

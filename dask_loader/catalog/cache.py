@@ -35,9 +35,11 @@ _MAX_FILE_BYTES = 128 << 20
 # A process that was killed while it wrote, or had a turn, leaves a file behind. (A turn
 # of such length that is held loses its file: those who come later then do not wait for it.)
 _ABANDONED_S = 3600.0
-_OURS = re.compile(r"[0-9a-f]{32}\.(footers|answers|counts|writing|turn-for-counts)")
+_OURS = re.compile(
+    r"[0-9a-f]{32}\.(footers|answers|counts|values|writing|turn-for-\w+)"
+)
 
-_TABLES = (".footers", ".answers", ".counts")
+_TABLES = (".footers", ".answers", ".counts", ".values")
 
 _log = logging.getLogger("dask_loader")
 
@@ -57,7 +59,7 @@ class FooterCache:
         """Return a table, or None where there is none that can be trusted.
 
         Args:
-            kind: "footers", "answers" or "counts".
+            kind: "footers", "answers", "counts" or "values".
             key: Any text.
         """
         try:
@@ -73,7 +75,7 @@ class FooterCache:
         """Keep a table, and drop what was used longest ago.
 
         Args:
-            kind: "footers", "answers" or "counts".
+            kind: "footers", "answers", "counts" or "values".
             key: Any text.
             table: Of any columns.
         """
@@ -93,7 +95,7 @@ class FooterCache:
         """Wait until no other process of this host makes this table; hold that turn.
 
         Args:
-            kind: "counts".
+            kind: "counts" or "values".
             key: Any text.
             wait_s: Longest wait.
         """

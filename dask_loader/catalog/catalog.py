@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from dask_loader.catalog.adapt import adapt
 from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.filters import (
     filter_columns,
@@ -19,13 +21,15 @@ from dask_loader.catalog.filters import (
     may_prune,
     name_filter,
 )
+from dask_loader.catalog.fit import Fit, agree, both
 from dask_loader.catalog.flat import arrow_schema, filter_schema, flat_schema
 from dask_loader.catalog.footers import FooterQuery, null_column
 from dask_loader.catalog.forms import Form, form_of
 from dask_loader.catalog.gather import Footers, MapFunction
-from dask_loader.catalog.schema import choose_columns, compare_schemas, unpack_schema
+from dask_loader.catalog.keys import Keys, Partitioning, find_keys
+from dask_loader.catalog.schema import choose_columns
 from dask_loader.catalog.storage import Sight, Stamp, Storage
-from dask_loader.errors import SchemaError
+from dask_loader.errors import ColumnError, ConfigError, SchemaError
 
 Ints = NDArray[np.int64]
 
@@ -54,7 +58,7 @@ class Catalog:
     Attributes:
         storage: Where the files lie.
         files: In the dataset's order.
-        schema: The first file's; all agree with it in the columns that are read.
+        schema: The dataset's columns: the first file's or the user's, and the keys.
         forms: The columns that are delivered, in order, as the files have them.
         expression: The filters, or None.
         filter_text: The filters as text, for fingerprints.
@@ -68,6 +72,13 @@ class Catalog:
             shape, -1 where the footer does not say.
         growth: Bytes of rows as they are delivered over num_bytes, at least 1: wider
             dtypes take more memory, and leave the order as it is.
+        filter_schema: What filters may name.
+        keys: Of the directories, or None.
+        fit: What makes files' columns the dataset's.
+        may_keep: Row groups that statistics do not rule out, bool, shape (row groups,).
+        ruled_out: Files of which the filters keep no row, by their keys alone.
+        skipped: Files that are left out as they cannot be read, and why.
+        vocabularies: Column and digest of each vocabulary, for fingerprints.
         made: Names and forms of what a transform makes of the columns, for fingerprints.
     """
 
@@ -85,6 +96,13 @@ class Catalog:
     num_kept: Ints
     null_counts: dict[str, Ints]
     growth: float = 1.0
+    filter_schema: pa.Schema | None = None
+    keys: Keys | None = None
+    fit: Fit = field(default_factory=Fit)
+    may_keep: NDArray[np.bool_] = field(default_factory=lambda: np.ones(0, np.bool_))
+    ruled_out: tuple[int, ...] = ()
+    skipped: tuple[tuple[str, str], ...] = ()
+    vocabularies: tuple[tuple[str, str], ...] = ()
     made: tuple[Any, ...] = ()
     # Of the fields above; a copy by replace() has none yet.
     _prints: dict[str, str] = field(
@@ -120,8 +138,29 @@ class Catalog:
                 + list(self.made),
                 "filters": self.filter_text,
             }
+            parts.update(self._fit_parts(parts))
+            if self.vocabularies:
+                parts["vocabulary"] = sorted(self.vocabularies)
             self._prints.update({name: _hash(part) for name, part in parts.items()})
         return dict(self._prints)
+
+    def _fit_parts(self, parts: dict[str, Any]) -> dict[str, Any]:
+        """Return the facts that files alone do not tell: of keys, and of types."""
+        read = {form.name for form in self.forms}
+        found: dict[str, Any] = {}
+        types = [(n, str(kind)) for n, kind in self.fit.columns if n in read]
+        keys = [n for n, _ in self.fit.keys if n in read or n in self.filter_columns]
+        if types:
+            found["columns"] = [*parts["columns"], types]
+        if self.keys is not None and keys:
+            places = [self.keys.names.index(name) for name in keys]
+            kinds = [(name, str(dict(self.keys.fields)[name])) for name in keys]
+            texts = [self.keys.texts(file.path) for file in self.files]
+            values = [[of_file[place] for place in places] for of_file in texts]
+            found["files"] = [*parts["files"], kinds, values]
+        if self.ruled_out:  # by keys that may be delivered to nobody
+            found["files"] = [*found.get("files", parts["files"]), self.ruled_out]
+        return found
 
     def place(self, group: int) -> tuple[str, int]:
         """Return the file and index of a row group, for texts."""
@@ -143,6 +182,10 @@ def read_catalog(
     cache: FooterCache | None = None,
     on_front: Callable[[Catalog], None] | None = None,
     dtypes: Mapping[str, str] | None = None,
+    base: str = "",
+    partitioning: Partitioning | None = None,
+    given: pa.Schema | None = None,
+    widened: Mapping[str, pa.DataType] | None = None,
     any_type: bool = False,
     own_types: bool = False,
 ) -> Catalog:
@@ -163,6 +206,10 @@ def read_catalog(
         on_front: Given the catalog of the first files, where very many footers are to be
             read, before the others are; not where those files disagree.
         dtypes: NumPy dtypes that the user wants columns in, by column.
+        base: The folder below which directories may be keys.
+        partitioning: How directories are keys; None ignores them.
+        given: The user's schema, to which all files are fitted.
+        widened: Types of columns that the first file has nothing but nulls of.
         any_type: Columns need no tensor form.
         own_types: Columns are delivered as files nest them.
 
@@ -176,14 +223,53 @@ def read_catalog(
     """
     all_columns = columns is None
     asked = f"{columns!r} {name_filter(filters)}{' own' * own_types}"
+    if given is not None or partitioning is not None:
+        asked += _name_layout(partitioning, given)
     footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
-    nested = footers.first_schema()
+    nested = footers.first_schema() if given is None else given.remove_metadata()
+    origin = paths[0] if given is None else "schema="
+    keys = find_keys(partitioning, base, paths, flat_schema(nested))
     schema, asked_of = flat_schema(nested), filter_schema(nested)
     if own_types:
         schema = arrow_schema(nested)
         columns = tuple(nested.names) if columns is None else columns
-    names = choose_columns(schema, columns, path=paths[0])
-    expression = make_filter(filters, asked_of, path=paths[0])
+        if all_columns and keys is not None:
+            columns = tuple(dict.fromkeys((*columns, *keys.names)))
+    if keys is not None:
+        schema, asked_of = keys.add_to(schema), keys.add_to(asked_of)
+    told = () if keys is None else keys.names
+    names = choose_columns(schema, columns, path=origin)
+    # What a column of nulls alone in the first file really is, only other files tell.
+    empty = [f.name for f in flat_schema(nested) if pa.types.is_null(f.type)]
+    may_widen = widened is None and given is None and empty != []
+    again = partial(
+        read_catalog,
+        storage,
+        paths,
+        run=run,
+        listed=listed,
+        cache=cache,
+        base=base,
+        partitioning=partitioning,
+        any_type=any_type,
+        own_types=own_types,
+    )
+    of_files, own_of_files = asked_of, schema
+    for column, kind in (widened or {}).items():
+        schema, asked_of = (_with_type(s, column, kind) for s in (schema, asked_of))
+    try:
+        expression = make_filter(filters, asked_of, path=origin)
+    except ConfigError as error:
+        if not may_widen or isinstance(error, ColumnError):
+            raise
+        types = again(columns=tuple(empty), filters=None).schema
+        return again(
+            columns=None if all_columns else columns,
+            filters=filters,
+            dtypes=dtypes,
+            widened={name: types.field(name).type for name in empty},
+        )
+    needed = filter_columns(expression, asked_of)
     query = FooterQuery(
         storage=storage,
         forms=tuple(
@@ -194,21 +280,42 @@ def read_catalog(
                 any_type=any_type,
             )
             for name in names
+            if name not in told
         ),
         expression=expression,
-        filter_columns=filter_columns(expression, asked_of),
+        filter_columns=needed,
+        filter_fields=pa.schema([asked_of.field(name) for name in needed]),
+        keys=keys,
+        may_lack=given is not None,
     )
-    prunes = may_prune(filters, asked_of, query.filter_columns)
+    # Where only keys are asked for, no statistics are needed.
+    prunes = set(needed) - set(told) != set()
+    prunes = prunes and may_prune(filters, asked_of, query.filter_columns)
     query = replace(query, may_prune=prunes)
     text = filter_text(filters, expression, asked_of)
     taken = [(form, form.row_bytes) for form in query.forms]
 
     def catalog_of(table: pa.Table, first: Sequence[str]) -> Catalog:
         packed = table["schema"].to_pylist()
-        read = query.filter_columns
-        _check_schemas(
-            asked_of, packed, first, names, read, all_columns, own_types=own_types
+        agreement = agree(
+            of_files,
+            packed,
+            first,
+            [n for n in (*(() if own_types else names), *needed) if n not in told],
+            all_columns=all_columns and given is None and not own_types,
+            given=given is not None,
         )
+        if own_types:
+            own = agree(
+                own_of_files,
+                packed,
+                first,
+                [name for name in names if name not in told],
+                all_columns=all_columns and given is None,
+                given=given is not None,
+                view=arrow_schema,
+            )
+            agreement = both(agreement, own)
         entries = tuple(
             FileEntry(path, sight.stamp, digest, sight.identity)
             for path, sight, digest in zip(
@@ -218,7 +325,17 @@ def read_catalog(
                 strict=True,
             )
         )
-        return make_catalog(query, schema, entries, table, filter_text=text)
+        made = make_catalog(query, schema, entries, table, filter_text=text)
+        made = replace(made, filter_schema=asked_of)
+        return adapt(
+            made,
+            packed,
+            names=names,
+            agreement=agreement,
+            keys=keys,
+            dtypes=dtypes or {},
+            any_type=any_type,
+        )
 
     def give_front(table: pa.Table) -> None:
         assert on_front is not None
@@ -229,8 +346,16 @@ def read_catalog(
         on_front(front)
 
     name = repr((taken, text, query.filter_columns, prunes))
+    if query.keys is not None or query.may_lack or widened:
+        name += repr((query.keys, query.filter_fields))
     table = footers.answer(query, name, run, give_front if on_front else None)
-    return catalog_of(table, paths)
+    found = catalog_of(table, paths)
+    told_now = {n: kind for n, kind in found.fit.columns if n in empty}
+    if may_widen and told_now:
+        # Bytes were reckoned for nulls.
+        chosen = None if all_columns else columns
+        return again(columns=chosen, filters=filters, dtypes=dtypes, widened=told_now)
+    return found
 
 
 def make_catalog(
@@ -272,43 +397,24 @@ def make_catalog(
         num_rows=num_rows,
         num_bytes=_items(footers["num_bytes"]),
         num_kept=num_rows * survives.to_numpy(zero_copy_only=False),
+        may_keep=survives.to_numpy(zero_copy_only=False),
         # The cache may have had other files beside these.
         null_counts={name: found for name, found in nulls.items() if found.any()},
     )
 
 
-def _check_schemas(
-    schema: pa.Schema,
-    packed: Sequence[bytes],
-    paths: Sequence[str],
-    names: Sequence[str],
-    filter_names: Sequence[str],
-    all_columns: bool,
-    *,
-    own_types: bool,
-) -> None:
-    agreed = {packed[0]}  # thousands of files have few different schemas
-    for path, other in zip(paths, packed, strict=True):
-        if other in agreed:
-            continue
-        if own_types:
-            compare_schemas(
-                arrow_schema(unpack_schema(packed[0])),
-                arrow_schema(unpack_schema(other)),
-                names=names,
-                all_columns=all_columns,
-                first_path=paths[0],
-                path=path,
-            )
-        compare_schemas(
-            schema,
-            filter_schema(unpack_schema(other)),
-            names=dict.fromkeys(filter_names if own_types else (*names, *filter_names)),
-            all_columns=all_columns and not own_types,
-            first_path=paths[0],
-            path=path,
-        )
-        agreed.add(other)
+def _name_layout(partitioning: Partitioning | None, given: pa.Schema | None) -> str:
+    """Return text for what of the layout changes answers; none for the defaults."""
+    if given is None and partitioning == Partitioning():
+        return ""
+    return repr((partitioning, None if given is None else str(given)))
+
+
+def _with_type(schema: pa.Schema, name: str, kind: pa.DataType) -> pa.Schema:
+    place = schema.get_field_index(name)
+    return (
+        schema.set(place, schema.field(place).with_type(kind)) if place >= 0 else schema
+    )
 
 
 def _hash(facts: Any) -> str:

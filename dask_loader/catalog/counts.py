@@ -125,4 +125,5 @@ class Counts:
 
 def name_of_filters(catalog: Catalog) -> str:
     """Return text that differs where filters keep other rows."""
-    return f"{catalog.filter_text} {catalog.filter_columns!r}"
+    text = f"{catalog.filter_text} {catalog.filter_columns!r}"
+    return f"{text} {catalog.keys!r} {catalog.fit!r}" if catalog.fit else text

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.lists import Lists, check_fills, check_ragged, shape_lists
+from dask_loader.catalog.vocabulary import Asked, check_vocabulary
 from dask_loader.errors import ColumnError, ConfigError
 
 # Kinds of NumPy dtypes that torch has too.
@@ -25,11 +26,13 @@ class Delivery:
         features: Name and columns of each feature.
         dtypes: NumPy dtype, as text, of columns and features that are cast.
         lists: How lists of any length come.
+        vocabulary: The columns that come as codes.
     """
 
     features: tuple[tuple[str, tuple[str, ...]], ...] = ()
     dtypes: tuple[tuple[str, str], ...] = ()
-    lists: Lists = Lists()
+    lists: Lists = field(default_factory=Lists)
+    vocabulary: Asked = ()
 
     @property
     def wanted_dtypes(self) -> dict[str, str]:
@@ -48,13 +51,16 @@ class Delivery:
         return tuple(dict.fromkeys((*chosen, *needed)))
 
 
-def check_delivery(features: Any, dtypes: Any, ragged: Any = "jagged") -> Delivery:
+def check_delivery(
+    features: Any, dtypes: Any, ragged: Any = "jagged", vocabulary: Any = None
+) -> Delivery:
     """Check what the user gave for features= and dtypes=.
 
     Args:
         features: {feature: [column, ...]} or None.
         dtypes: {column or feature: torch dtype, NumPy dtype or its name} or None.
         ragged: See check_ragged.
+        vocabulary: See check_vocabulary.
 
     Raises:
         ConfigError: It is neither, or a dtype is none that torch and NumPy share.
@@ -83,7 +89,9 @@ def check_delivery(features: Any, dtypes: Any, ragged: Any = "jagged") -> Delive
             seen[name] = feature
         found.append((feature, tuple(names)))
     casts = tuple((str(name), _dtype(name, t)) for name, t in (dtypes or {}).items())
-    return Delivery(tuple(found), casts, check_ragged(ragged))
+    return Delivery(
+        tuple(found), casts, check_ragged(ragged), check_vocabulary(vocabulary)
+    )
 
 
 def deliver(forms: Sequence[Form], delivery: Delivery) -> tuple[Form, ...]:

@@ -30,11 +30,15 @@ class Found:
         storage: Where they lie.
         paths: Absolute, in the dataset's order, each once.
         listed: What a remote file system's listing said of files, by path.
+        base: The folder below which directories may be keys: the one that was given; of
+            a file its own, of a glob the last one before the first wildcard, of a list
+            the one that all of it has in common.
     """
 
     storage: Storage
     paths: tuple[str, ...]
     listed: Mapping[str, Sight] = field(default_factory=dict)
+    base: str = ""
 
 
 def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
@@ -64,9 +68,12 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
         file_system.invalidate_cache()  # listings may be kept from an earlier dataset
     listed: dict[str, Sight] = {}
     paths: list[str] = []
+    bases: list[str] = []
     seen: set[str] = set()
     for entry in entries:
-        for found in _files(storage, entry, listed):
+        base, below = _files(storage, entry, listed)
+        bases.append(base)
+        for found in below:
             if found in seen:
                 raise ConfigError(
                     f"{found!r} is named twice in path={path!r}; each row is delivered "
@@ -74,7 +81,7 @@ def discover(path: Any, storage_options: dict[str, Any] | None = None) -> Found:
                 )
             seen.add(found)
             paths.append(found)
-    return Found(storage, tuple(paths), listed)
+    return Found(storage, tuple(paths), listed, _common_folder(bases))
 
 
 def _entries(path: Any) -> list[str]:
@@ -95,18 +102,34 @@ def _entries(path: Any) -> list[str]:
     return entries
 
 
-def _files(storage: Storage, entry: str, listed: dict[str, Sight]) -> Iterable[str]:
+def _common_folder(folders: list[str]) -> str:
+    # What the first and the last in sorting have in common, all have.
+    parts = sorted(folder.split("/") for folder in folders)
+    same: list[str] = []
+    for left, right in zip(parts[0], parts[-1], strict=False):
+        if left != right:
+            break
+        same.append(left)
+    return "/".join(same)
+
+
+def _files(
+    storage: Storage, entry: str, listed: dict[str, Sight]
+) -> tuple[str, Iterable[str]]:
+    """Return the folder below which directories count, and the files."""
     file_system = storage.fsspec()
     # Local paths become absolute here: a Dask worker has a working folder of its own.
     stripped = file_system._strip_protocol(entry)
     if storage.is_local and split_protocol(entry)[0] is None:
         stripped = os.path.abspath(os.path.expanduser(entry))
     if file_system.isfile(stripped):
-        return [stripped]
+        return stripped.rpartition("/")[0], [stripped]
     if file_system.isdir(stripped):
-        return _below(file_system, stripped, listed)
-    if _GLOB.search(stripped):
-        return _matching(file_system, stripped, listed)
+        return stripped.rstrip("/"), _below(file_system, stripped, listed)
+    wildcard = _GLOB.search(stripped)
+    if wildcard:
+        base = stripped[: wildcard.start()].rpartition("/")[0]
+        return base, _matching(file_system, stripped, listed)
     raise DataNotFoundError(
         f"there is nothing at {entry!r} (looked for {stripped!r}); check the path, and "
         "that this machine can see it",
@@ -131,12 +154,16 @@ def _below(file_system: Any, folder: str, listed: dict[str, Sight]) -> list[str]
 def _matching(file_system: Any, pattern: str, listed: dict[str, Sight]) -> list[str]:
     # A dict: "**" matches folders and the files in them.
     found: dict[str, None] = {}
+    spelled = set(pattern.split("/"))
     for name in sorted(file_system.glob(pattern), key=_natural):
-        last = name.rstrip("/").rpartition("/")[2]
+        # What the pattern itself spells is meant, hidden or not.
+        parts = [part for part in name.split("/") if part not in spelled]
+        if _hidden("/".join(parts), ""):
+            continue
         if file_system.isdir(name):
             below = _list(file_system, name, listed)
             found.update((n, None) for n in sorted(below, key=_natural) if _is_data(n))
-        elif not _hidden(last, ""):
+        else:
             found[name] = None
     if not found:
         raise DataNotFoundError(

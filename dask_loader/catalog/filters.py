@@ -15,6 +15,9 @@ from dask_loader.errors import ConfigError
 
 # How Arrow says that an expression names a column that is not there.
 _NO_MATCH = re.compile(r"No match for FieldRef\.Name\((.*?)\)")
+# How Arrow writes a column that is named by its number.
+_NUMBERED = re.compile(r"(?<!FieldRef\.)FieldPath\(\d+\)")
+_QUOTED = re.compile(r'"[^"]*"')
 _NEVER_NAN = ("=", "==", "<", "<=", ">", ">=")
 _OPERATORS = ("=", "==", "!=", "<", "<=", ">", ">=", "in", "not in")
 
@@ -36,6 +39,13 @@ def make_filter(filters: Any, schema: pa.Schema, *, path: str) -> pc.Expression 
         return None
     if isinstance(filters, pc.Expression):
         expression = filters
+        numbered = _NUMBERED.search(_QUOTED.sub("", str(expression)))
+        if numbered:
+            raise ConfigError(
+                f"filters={filters!r} names a column by its number ({numbered[0]}), which "
+                "is another one where only some columns are read; name it, as in "
+                f"pyarrow.compute.field({schema.names[0]!r})"
+            )
     else:
         for name, _, _ in _terms(filters):
             require_column(schema, name, "filters", path=path)

@@ -10,6 +10,7 @@ column is a number, a text, or (fixed-size) lists of these, and has one leaf in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -89,12 +90,15 @@ def leaves_of(schema: pa.Schema) -> dict[str, range]:
     return found
 
 
-def flatten_table(table: pa.Table, nested: Sequence[str] = ()) -> pa.Table:
+def flatten_table(
+    table: pa.Table, nested: Sequence[str] = (), encoded: Sequence[str] = ()
+) -> pa.Table:
     """Return a table's columns as flat_columns() says; plain ones as they are.
 
     Args:
         table: As Arrow reads it.
         nested: Nested columns that are appended as they are, for filters.
+        encoded: Columns whose dictionaries are kept.
     """
     if all(_is_flat(field.type) for field in table.schema):
         return table
@@ -106,10 +110,16 @@ def flatten_table(table: pa.Table, nested: Sequence[str] = ()) -> pa.Table:
             columns.append(column)
             continue
         kinds = list(_flat_types(field.name, field.type))
-        chunks = [_flat_arrays(chunk) for chunk in column.chunks]
+        keep = any(name in encoded for name, _ in kinds)
+        chunks = [_flat_arrays(chunk, keep=keep) for chunk in column.chunks]
         for place, (name, kind) in enumerate(kinds):
             names.append(name)
-            columns.append(pa.chunked_array([c[place] for c in chunks], kind))
+            arrays = [chunk[place] for chunk in chunks]
+            if keep and arrays and name in encoded:
+                kind = arrays[0].type
+            elif keep:
+                arrays = [_flat_arrays(array)[0] for array in arrays]
+            columns.append(pa.chunked_array(arrays, kind))
     for name in nested:
         if name not in names:
             names.append(name)
@@ -171,24 +181,28 @@ def _flat_types(name: str, kind: pa.DataType) -> Iterator[tuple[str, pa.DataType
         yield name, _WIDE.get(kind, kind)
 
 
-def _flat_arrays(array: pa.Array) -> list[pa.Array]:
-    """Return the arrays that an array becomes, in the order of _flat_types."""
+def _flat_arrays(array: pa.Array, *, keep: bool = False) -> list[pa.Array]:
+    """Return the arrays that an array becomes, in the order of _flat_types.
+
+    With `keep`, dictionaries stay what they are.
+    """
+    flat = partial(_flat_arrays, keep=keep)
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
-        return _flat_arrays(_stored(array))
+        return flat(_stored(array))
     if pa.types.is_dictionary(kind):
-        return _flat_arrays(array.cast(kind.value_type))
+        return [array] if keep else _flat_arrays(array.cast(kind.value_type))
     if pa.types.is_run_end_encoded(kind):
-        return _flat_arrays(pc.run_end_decode(array))
+        return flat(pc.run_end_decode(array))
     if pa.types.is_struct(kind):
-        return [flat for field in array.flatten() for flat in _flat_arrays(field)]
+        return [part for field in array.flatten() for part in flat(field)]
     if pa.types.is_map(kind):
-        parts = [*_flat_arrays(array.keys), *_flat_arrays(array.items)]
+        parts = [*flat(array.keys), *flat(array.items)]
         return [_as_lists(array, part) for part in parts]
     if _is_list(kind):
         if pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind):
             array = _without_views(array)
-        return [_as_lists(array, part) for part in _flat_arrays(array.values)]
+        return [_as_lists(array, part) for part in flat(array.values)]
     if pa.types.is_fixed_size_list(kind):
         width = kind.list_size
         values = array.values.slice(array.offset * width, len(array) * width)
@@ -196,7 +210,7 @@ def _flat_arrays(array: pa.Array) -> list[pa.Array]:
             _as_even_lists(array, part, width)
             if _is_loose(part.type)
             else _as_fixed_lists(array, part, width)
-            for part in _flat_arrays(values)
+            for part in flat(values)
         ]
     wide = _WIDE.get(kind)
     return [array if wide is None else array.cast(wide)]

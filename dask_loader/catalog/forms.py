@@ -52,6 +52,7 @@ class Form:
         nested: Whether lists of any length become a torch.nested tensor.
         coded: Whether values are delivered as their places in a vocabulary.
         whole: Whether the column is delivered in Arrow's own type, nulls included.
+        mask_of: The column that this one tells the nulls of, or "".
     """
 
     name: str
@@ -66,6 +67,7 @@ class Form:
     nested: bool = False
     coded: bool = False
     whole: bool = False
+    mask_of: str = ""
 
     @property
     def is_fixed(self) -> bool:

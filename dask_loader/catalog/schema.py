@@ -1,14 +1,13 @@
-"""Columns and schemas: which are asked for, and whether the files agree about them."""
+"""Columns and schemas: which are asked for, and how schemas are packed."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
 from typing import Any
 
 import pyarrow as pa
 
-from dask_loader.errors import ColumnError, SchemaError
+from dask_loader.errors import ColumnError
 
 
 def check_columns(columns: Any) -> tuple[str, ...] | None:
@@ -84,52 +83,6 @@ def require_column(schema: pa.Schema, name: str, argument: str, *, path: str) ->
             f"{argument} names {name!r}, which {path!r} does not have; {hint}",
             path=path,
             column=name,
-        )
-
-
-def compare_schemas(
-    first: pa.Schema,
-    other: pa.Schema,
-    *,
-    names: Iterable[str],
-    all_columns: bool,
-    first_path: str,
-    path: str,
-) -> None:
-    """Raise unless two files agree about the columns that are read.
-
-    Order, nullability and metadata may differ.
-
-    Args:
-        first: The dataset's schema, from its first file.
-        other: Another file's.
-        names: The columns that are read.
-        all_columns: The user asked for all, so one more is a disagreement too.
-        first_path: The first file.
-        path: The other file.
-
-    Raises:
-        SchemaError: A column is missing, has another type, or is one too many.
-    """
-    for name in names:
-        expected = first.field(name).type
-        found = other.field(name).type if other.names.count(name) == 1 else None
-        if found is None or plain_type(found) != plain_type(expected):
-            has = f"has type {found}" if found is not None else "is missing"
-            raise SchemaError(
-                f"files disagree about column {name!r}: it has type {expected} in "
-                f"{first_path!r} and {has} in {path!r}; rewrite one of them, or leave "
-                "the column out with columns=[...]",
-                path=path,
-                column=name,
-            )
-    extra = [name for name in other.names if name not in first.names]
-    if all_columns and extra:
-        raise SchemaError(
-            f"files disagree about column {extra[0]!r}: {path!r} has it, "
-            f"{first_path!r} does not; name the columns to read with columns=[...]",
-            path=path,
-            column=extra[0],
         )
 
 

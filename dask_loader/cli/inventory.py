@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from dask_loader.catalog.footers import INT96_UNIT
+from dask_loader.catalog.keys import Keys
 from dask_loader.catalog.provenance import FILE, PADDED, ROW, ROW_GROUP, public_path
 from dask_loader.catalog.storage import Storage, open_error
 
@@ -107,21 +108,26 @@ class Inventory:
         return found, known
 
 
-def take_inventory(storage: Storage, paths: Sequence[str], filters: Any) -> Inventory:
+def take_inventory(
+    storage: Storage, paths: Sequence[str], filters: Any, keys: Keys | None = None
+) -> Inventory:
     """Read which rows the filters keep. Takes a byte of memory for each row.
 
     Args:
         storage: Where the files lie.
         paths: The files, in the dataset's order.
         filters: DNF lists, or None.
+        keys: Names and types of the directories' keys; Arrow finds the values.
 
     Raises:
         BadFileError: A file cannot be read.
     """
     expression = None if filters is None else pq.filters_to_expression(filters)
-    columns = sorted(_columns_of(filters))
+    named = _columns_of(filters)
     group_counts, row_counts, kept = [0], [0], [np.zeros(0, dtype=np.bool_)]
     for path in paths:
+        told = {} if keys is None else _told(keys, path)
+        columns = sorted(named - told.keys())
         try:
             with pq.ParquetFile(
                 path,
@@ -135,7 +141,10 @@ def take_inventory(storage: Storage, paths: Sequence[str], filters: Any) -> Inve
                     if expression is None:
                         kept.append(np.ones(num_rows, dtype=np.bool_))
                         continue
-                    table = file.read_row_group(group, columns=columns)
+                    table = file.read_row_group(group, columns=columns or None)
+                    for name in named & told.keys():
+                        value = pa.repeat(told[name], table.num_rows)
+                        table = table.append_column(name, value)
                     kept.append(_mask(table, expression))
         except Exception as error:  # Arrow has no common class, see open_error
             raise open_error(path, error) from error
@@ -145,6 +154,14 @@ def take_inventory(storage: Storage, paths: Sequence[str], filters: Any) -> Inve
         starts=np.cumsum(row_counts, dtype=np.int64),
         expected=np.concatenate(kept),
     )
+
+
+def _told(keys: Keys, path: str) -> dict[str, pa.Scalar]:
+    schema = pa.schema(keys.fields)
+    below = path[len(keys.base) :].strip("/")
+    expression = ds.partitioning(schema, flavor="hive").parse(below)
+    found = ds.get_partition_keys(expression)
+    return {f.name: pa.scalar(found.get(f.name), f.type) for f in schema}
 
 
 def _mask(table: pa.Table, expression: Any) -> NDArray[np.bool_]:

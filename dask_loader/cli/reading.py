@@ -66,7 +66,8 @@ def read_and_check(
         batch_size = cast(int, dataset.batch_size)
         dataset.set_epoch(epoch)
         num_splits = dataset.state_dict()["stages"][-1][1]
-    inventory = take_inventory(source.found.storage, source.found.paths, source.filters)
+    found = source.found
+    inventory = take_inventory(found.storage, found.paths, source.filters, source.keys)
     whole = Promise(
         num_rows=inventory.num_expected,
         world_size=world_size,

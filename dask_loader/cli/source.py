@@ -9,7 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dask_loader.catalog.discover import Found, discover
+from dask_loader.catalog.flat import flat_schema
 from dask_loader.catalog.footers import INT96_UNIT
+from dask_loader.catalog.keys import Partitioning, find_keys
 from dask_loader.catalog.storage import open_error
 from dask_loader.dataset import ParquetDataset
 
@@ -35,6 +37,7 @@ class Source:
     Attributes:
         found: The files.
         filters: As ParquetDataset takes them.
+        keys: Of the directories, or None.
     """
 
     def __init__(self, paths: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -52,6 +55,10 @@ class Source:
         self._options = {n: value for n, value in given.items() if value is not None}
         self.found = discover(self._path, options["storage_options"])
         schema = _schema_of(self.found)
+        flat, found = flat_schema(schema), self.found
+        self.keys = find_keys(Partitioning(), found.base, found.paths, flat)
+        if self.keys is not None:
+            schema = self.keys.add_to(schema)
         self.filters = to_filters(options["filters"], schema)
         # No value is looked at, so nulls may become anything.
         names = options["columns"] or schema.names

@@ -33,6 +33,8 @@ class OrderFacts:
         shuffle: As the user gave it.
         seed: As the user gave it.
         shuffle_window: As the user gave it, in bytes (text ends in " B") or rows.
+        vocabulary: Hash of the vocabularies, "" without one. The order does not depend
+            on them, but what a code means.
     """
 
     num_files: int
@@ -45,6 +47,7 @@ class OrderFacts:
     shuffle: bool
     seed: int
     shuffle_window: str
+    vocabulary: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,20 +79,24 @@ _REASONS = {
     "columns": "other columns, or columns of other types",
     "seed": "another seed",
     "shuffle_window": "another shuffle_window",
+    "vocabulary": "another vocabulary, so the same code stands for another value",
 }
-_HASHES = ("files", "stamps", "filters", "columns")
+_HASHES = ("files", "stamps", "filters", "columns", "vocabulary")
 
 
 def make_state(facts: OrderFacts, position: Position) -> dict[str, Any]:
     """Return the state as a dict of plain values; the same on every rank."""
     stages = [[stage.start, stage.num_splits] for stage in position.stages]
+    found = asdict(facts)
+    if not facts.vocabulary:
+        del found["vocabulary"]  # as states were before there was one
     return {
         "version": VERSION,
         "epoch": position.epoch,
         "rows": position.rows,
         "step_rows": position.step_rows,
         "stages": stages,
-        **asdict(facts),
+        **found,
     }
 
 
@@ -117,6 +124,7 @@ def read_state(
             "state_dict() returned"
         )
     _check_version(state["version"])
+    state = {"vocabulary": "", **state}
     for name in ("epoch", "rows", "step_rows", "stages", *OrderFacts.__slots__):
         if name not in state:
             raise ResumeError(
@@ -137,10 +145,15 @@ def read_state(
                 if spared
                 else ""
             )
+            so = (
+                "give the same vocabulary= (dataset.vocabulary of that time has it)"
+                if name == "vocabulary"
+                else "so its position may mean other rows here; make the dataset as it was "
+                "then, or start a new epoch"
+            )
+            link = "; " if name == "vocabulary" else ", "
             raise ResumeError(
-                f"the checkpoint was made with {reason}{values}, so its position may mean "
-                "other rows here; make the dataset as it was then, or start a new epoch"
-                + way_out
+                f"the checkpoint was made with {reason}{values}{link}{so}{way_out}"
             )
         harmless.append(f"{reason}{values}")
     return _position(state, facts), harmless
@@ -162,7 +175,7 @@ def _check_version(version: Any) -> None:
 
 def _is_harmless(name: str, facts: OrderFacts) -> bool:
     """Whether the order is the same although `name` differs, all before it being equal."""
-    if name == "stamps":
+    if name in ("stamps", "vocabulary"):
         return True
     if name in ("seed", "shuffle_window"):
         return not facts.shuffle

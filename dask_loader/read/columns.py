@@ -89,6 +89,8 @@ def fill_text(array: pa.Array, fill: str | bytes | None) -> pa.Array:
     """Replace nulls of a text column; None keeps them."""
     if fill is None or not array.null_count:
         return array
+    if not fill and pa.types.is_fixed_size_binary(array.type):
+        fill = bytes(array.type.byte_width)
     return pc.fill_null(array, pa.scalar(fill).cast(array.type))
 
 

@@ -6,7 +6,7 @@ import mmap
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.flat import leaves_of
 from dask_loader.catalog.footers import INT96_UNIT, footer_digest
 from dask_loader.catalog.storage import Stamp, Storage, open_error
 from dask_loader.errors import BadFileError, DataChangedError
@@ -25,6 +26,10 @@ _MAX_IDLE = 32
 # local ones are mapped.
 _BUFFERED_GROUP_BYTES = 128 << 20
 _BUFFER_BYTES = 1 << 20
+# Of pages in other encodings, such as DELTA_BYTE_ARRAY, Arrow makes no dictionaries.
+_DECODED = frozenset(
+    ("PLAIN", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "RLE", "BIT_PACKED")
+)
 
 
 class OpenFiles:
@@ -39,6 +44,7 @@ class OpenFiles:
         self._lock = threading.Lock()
         self._idle: OrderedDict[tuple[Any, ...], list[pq.ParquetFile]] = OrderedDict()
         self._footers: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
+        self._num_idle = 0
         self._closed = False
 
     @contextmanager
@@ -50,15 +56,18 @@ class OpenFiles:
         *,
         verify_checksums: bool,
         digest: str = "",
+        dictionaries: tuple[str, ...] = (),
     ) -> Iterator[pq.ParquetFile]:
         """Lend the file, after a look whether it still is the one the catalog knows.
+
+        Columns named in `dictionaries` are read as such where they hold text.
 
         Raises:
             DataChangedError: It is not, or is gone.
             BadFileError: It cannot be opened.
         """
         storage.check(path, stamp)
-        key = (storage, path, stamp, verify_checksums, digest)
+        key = (storage, path, stamp, verify_checksums, digest, dictionaries)
         file = self._take(key) or self._open(key)
         try:
             yield file
@@ -74,6 +83,7 @@ class OpenFiles:
             self._closed = True
             files = [file for idle in self._idle.values() for file in idle]
             self._idle.clear()
+            self._num_idle = 0
             self._footers.clear()
         for file in files:
             file.close()
@@ -82,6 +92,7 @@ class OpenFiles:
         with self._lock:
             idle = self._idle.get(key)
             file = idle.pop() if idle else None
+            self._num_idle -= file is not None
             if idle is not None and not idle:
                 del self._idle[key]
             return file
@@ -92,14 +103,18 @@ class OpenFiles:
             if not self._closed:
                 self._idle.setdefault(key, []).append(file)
                 self._idle.move_to_end(key)
+                self._num_idle += 1
                 surplus = []
-                while sum(map(len, self._idle.values())) > _MAX_IDLE:
-                    surplus += self._idle.popitem(last=False)[1]
+                # Counted as it goes: adding up took a quarter of reading small files.
+                while self._num_idle > _MAX_IDLE:
+                    oldest = self._idle.popitem(last=False)[1]
+                    self._num_idle -= len(oldest)
+                    surplus += oldest
         for old in surplus:
             old.close()
 
     def _open(self, key: tuple[Any, ...]) -> pq.ParquetFile:
-        storage, path, _, verify_checksums, digest = key
+        storage, path, _, verify_checksums, digest, dictionaries = key
         with self._lock:
             footer = self._footers.get(key)
         try:
@@ -109,7 +124,13 @@ class OpenFiles:
                     "and time and another footer; make the dataset again",
                     path=path,
                 )
-            file = _open_parquet(storage, path, footer, verify_checksums)
+            leaves = None
+            if dictionaries:
+                if footer is None:  # which leaves these are only the file tells
+                    with _open_parquet(storage, path, None, verify_checksums) as file:
+                        footer = file.metadata
+                leaves = _dictionary_leaves(footer, dictionaries)
+            file = _open_parquet(storage, path, footer, verify_checksums, leaves)
         except DataChangedError:
             raise
         except FileNotFoundError as error:
@@ -161,10 +182,27 @@ def trim(file: pq.ParquetFile) -> None:
         file.trim()
 
 
+def _dictionary_leaves(footer: Any, names: Sequence[str]) -> list[int]:
+    """Return the leaves of the columns that Arrow can read as dictionaries."""
+    places = leaves_of(footer.schema.to_arrow_schema())
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    return [
+        leaf
+        for name in names
+        for leaf in places.get(name, ())
+        if all(_DECODED.issuperset(g.column(leaf).encodings) for g in groups)
+    ]
+
+
 def _open_parquet(
-    storage: Storage, path: str, footer: Any, verify_checksums: bool
+    storage: Storage,
+    path: str,
+    footer: Any,
+    verify_checksums: bool,
+    dictionaries: Sequence[int] | None = None,
 ) -> pq.ParquetFile:
     options = {
+        "read_dictionary": dictionaries,
         "pre_buffer": False,
         "page_checksum_verification": verify_checksums,
         "coerce_int96_timestamp_unit": INT96_UNIT,

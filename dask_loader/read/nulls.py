@@ -20,18 +20,22 @@ class NullPolicy:
 
     Attributes:
         nan: Nulls of float columns become NaN.
+        mask: All become 0 or empty, and columns of their own tell which.
         fills: Value for each column that has one. For text, None keeps None.
     """
 
     nan: bool = False
+    mask: bool = False
     fills: tuple[tuple[str, Any], ...] = ()
 
     def fill_for(self, form: Form) -> tuple[bool, Any]:
         """Return whether nulls of this column may be replaced, and by what."""
+        if self.mask:
+            return True, 0 if form.number else ""
         for name, value in self.fills:
             if name == form.name:
                 return True, value
-        if self.nan and form.number and np.dtype(form.number).kind == "f":
+        if self.nan and _is_float(form):
             return True, float("nan")
         return False, None
 
@@ -42,7 +46,7 @@ def make_null_policy(
     """Check what the user gave for nulls=.
 
     Args:
-        nulls: "error", "nan", or {column: value}.
+        nulls: "error", "nan", "mask", or {column: value}.
         forms: The columns that are delivered.
         schema: Their Arrow types, to check what text columns can hold.
 
@@ -54,10 +58,12 @@ def make_null_policy(
         return NullPolicy()
     if nulls == "nan":
         return NullPolicy(nan=True)
+    if nulls == "mask":
+        return NullPolicy(mask=True)
     if not isinstance(nulls, Mapping):
         raise ConfigError(
-            f'nulls={nulls!r} must be "error", "nan" (for float columns), or a dict '
-            "{column: value}"
+            f'nulls={nulls!r} must be "error", "nan" (for float columns), "mask", or a '
+            "dict {column: value}"
         )
     by_name = {form.name: form for form in forms}
     for name, value in nulls.items():
@@ -66,6 +72,8 @@ def make_null_policy(
                 f"nulls={nulls!r} names {name!r}, which is not among the columns that "
                 f"are delivered: {list(by_name)!r}"
             )
+        if by_name[name].coded:
+            continue  # a value of the vocabulary, checked with it
         _check_fill(by_name[name], value)
         if schema is not None and not by_name[name].number and value is not None:
             _check_text(name, schema.field(name).type, value)
@@ -76,8 +84,7 @@ def null_error(
     form: Form, count: int, *, path: str, row_group: int, where: str = ""
 ) -> NullError:
     """Describe nulls for which there is no policy."""
-    is_float = form.number and np.dtype(form.number).kind == "f"
-    nan = 'nulls="nan" (for float columns), ' if is_float else ""
+    nan = 'nulls="nan" (for float columns), ' if _is_float(form) else ""
     number = "" if count < 0 else f"{count} "
     return NullError(
         f"column {form.name!r} has {number}nulls in {path!r}, row group {row_group}"
@@ -87,6 +94,11 @@ def null_error(
         row_group=row_group,
         column=form.name,
     )
+
+
+def _is_float(form: Form) -> bool:
+    # Codes are never NaN, whatever dtype they are cast to.
+    return bool(form.number) and np.dtype(form.number).kind == "f" and not form.coded
 
 
 def _check_text(name: str, kind: pa.DataType, value: str | bytes) -> None:

@@ -19,6 +19,8 @@ from dask_loader.catalog.flat import (
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError
 from dask_loader.read.files import OpenFiles, decode_error
+from dask_loader.read.fit import fitted, rows_alone
+from dask_loader.read.masks import add_masks
 from dask_loader.read.origin import add_origin, origin_tables
 from dask_loader.read.task import ReadOptions, SliceTask
 from dask_loader.read.transform import Transform
@@ -76,6 +78,7 @@ def open_slice(
         task.stamp,
         verify_checksums=options.verify_checksums,
         digest=task.digest,
+        dictionaries=options.dictionaries,
     ) as file:
         check_group(file, task)
         yield file
@@ -109,7 +112,8 @@ def bundles(
     for form in options.forms:
         unknown = 0 if form.has_stored_width else _TEXT_ROW_BYTES
         size = max(form.row_bytes, unknown) * group_rows
-        if size > room or not found:
+        # A mask is made of its column, which comes just before it.
+        if (size > room and not form.mask_of) or not found:
             found.append([])
             room = limit
         found[-1].append(form)
@@ -161,14 +165,15 @@ def kept_tables(
     made = [form for form in forms if form.made]
     places = _leaves_of(file)
     transform = options.transform
-    read = [form.name for form in forms if not form.made]
+    read = list(dict.fromkeys(f.mask_of or f.name for f in forms if not f.made))
     if transform is not None:
         read = list(transform.inputs)
     needed = {*read, *options.filter_columns}
-    wanted = {leaf for name in needed for leaf in places.get(name, ())}
+    told = {name for name, _ in options.fit.keys}
+    wanted = {leaf for name in needed - told for leaf in places.get(name, ())}
     leaves = sorted(wanted)
     row_bytes = sum(form.row_bytes for form in forms)
-    all_fixed = len(needed) == len(names) - len(made) and transform is None
+    all_fixed = needed == set(read) and transform is None
     all_fixed = all_fixed and all(form.has_stored_width for form in forms)
     unknown = () if all_fixed else leaves  # whose width only the footer tells
     if transform is not None:
@@ -180,10 +185,12 @@ def kept_tables(
     first = kept = 0
     # From a row group of which all rows are wanted, one call takes them.
     whole = task.stop - task.start == task.group_rows <= limit
-    shape = partial(_shape, nested=options.filter_columns)
+    shape = partial(_shape, nested=options.filter_columns, encoded=options.dictionaries)
     if options.own_types:
         shape = partial(shape, own=read)
     for table in (_whole if whole else _batches)(file, task, leaves, limit, shape):
+        if options.fit:
+            table = fitted(table, task, options.fit, sorted(needed))
         if made:
             first, table = (
                 first + table.num_rows,
@@ -198,7 +205,7 @@ def kept_tables(
             table, kept = _transformed(transform, table, task, made, kept)
         elif transform is not None:
             continue
-        yield table.select(names)
+        yield add_masks(table, forms, task).select(names)
 
 
 def _transformed(
@@ -222,13 +229,30 @@ def count_kept(file: pq.ParquetFile, task: SliceTask, options: ReadOptions) -> i
         BadFileError: It cannot be decoded.
     """
     places = _leaves_of(file)
-    leaves = [leaf for name in options.filter_columns for leaf in places[name]]
+    names, fit = options.filter_columns, options.fit
+    told = {name for name, _ in fit.keys}
+    wanted = {x for name in names if name not in told for x in places.get(name, ())}
+    leaves = sorted(wanted)
     limit = _piece_rows(file, task.row_group, leaves, 0)
-    shape = partial(_shape, nested=options.filter_columns)
+    shape = partial(_shape, nested=names)
     return sum(
-        int(table.filter(options.expression).num_rows)
+        int(fitted(table, task, fit, names).filter(options.expression).num_rows)
         for table in _batches(file, task, leaves, limit, shape)
     )
+
+
+def column_tables(
+    file: pq.ParquetFile, task: SliceTask, name: str
+) -> Iterator[pa.Table]:
+    """Yield one column of a whole row group, dictionaries as such.
+
+    Raises:
+        BadFileError: It cannot be decoded.
+    """
+    leaves = list(_leaves_of(file)[name])
+    limit = _piece_rows(file, task.row_group, leaves, 0)
+    flatten = partial(flatten_table, encoded=(name,))
+    yield from _batches(file, task, leaves, limit, flatten)
 
 
 def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
@@ -240,10 +264,13 @@ def _leaves_of(file: pq.ParquetFile) -> dict[str, range]:
 
 
 def _shape(
-    table: pa.Table, nested: Sequence[str] = (), own: Sequence[str] = ()
+    table: pa.Table,
+    nested: Sequence[str] = (),
+    own: Sequence[str] = (),
+    encoded: Sequence[str] = (),
 ) -> pa.Table:
     """Return a table as it was read with the columns that filters and forms name."""
-    return with_own_types(flatten_table(table, nested), table, own)
+    return with_own_types(flatten_table(table, nested, encoded), table, own)
 
 
 def _whole(
@@ -253,7 +280,9 @@ def _whole(
     num_rows: int,
     shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
-    del num_rows
+    if not leaves:
+        yield from rows_alone(task.group_rows, num_rows)
+        return
     try:
         table = file.reader.read_row_groups(
             [task.row_group], column_indices=list(leaves), use_threads=False
@@ -270,6 +299,9 @@ def _batches(
     num_rows: int,
     shape: Callable[[pa.Table], pa.Table],
 ) -> Iterator[pa.Table]:
+    if not leaves:
+        yield from rows_alone(task.group_rows, num_rows)
+        return
     try:
         for batch in file.reader.iter_batches(
             num_rows,

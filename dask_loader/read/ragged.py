@@ -16,14 +16,21 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from dask_loader.catalog.forms import Form
+from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.cast import MisfitError, cast_into
+from dask_loader.read.codes import encode
 from dask_loader.read.columns import copy_fixed, fill_text, flatten
 
 _WIDE = {pa.string(): pa.large_string(), pa.binary(): pa.large_binary()}
 
 
 def plain_lists(
-    array: pa.Array, form: Form, *, allowed: bool, fill: Any
+    array: pa.Array,
+    form: Form,
+    *,
+    allowed: bool,
+    fill: Any,
+    vocabulary: Vocabulary | None = None,
 ) -> tuple[pa.Array, int]:
     """Return large lists whose numbers have the form's dtype.
 
@@ -33,6 +40,7 @@ def plain_lists(
         allowed: Whether nulls may be replaced.
         fill: What null elements become; null lists become empty ones. None for texts
             keeps None.
+        vocabulary: The column's, where it is delivered as codes.
 
     Returns:
         The lists, and the nulls found in all levels. If there are any and they are not
@@ -42,12 +50,18 @@ def plain_lists(
         MisfitError: A number does not fit the form's dtype.
     """
     if not pa.types.is_large_list(array.type):
+        if vocabulary is not None:
+            array = encode(array, form, vocabulary)
         return _leaves(array, form, allowed=allowed, fill=fill)
     offsets = np.zeros(len(array) + 1, dtype=np.int64)
     np.cumsum(_lengths(array), out=offsets[1:])
     # Not .values: these would be the whole array's, and those under null lists.
     values, nulls = plain_lists(
-        pc.list_flatten(array), form, allowed=allowed, fill=fill
+        pc.list_flatten(array),
+        form,
+        allowed=allowed,
+        fill=fill,
+        vocabulary=vocabulary,
     )
     kind = pa.large_list(pa.field("item", values.type))
     plain = pa.LargeListArray.from_arrays(pa.array(offsets), values, type=kind)
@@ -55,7 +69,11 @@ def plain_lists(
 
 
 def copy_padded(
-    array: pa.Array, out: NDArray[np.generic], form: Form, fill: Any | None
+    array: pa.Array,
+    out: NDArray[np.generic],
+    form: Form,
+    fill: Any | None,
+    vocabulary: Vocabulary | None = None,
 ) -> int:
     """Copy lists of numbers into rows of one length.
 
@@ -65,6 +83,7 @@ def copy_padded(
         form: Says how they are padded.
         fill: What null elements become; null lists become empty ones. None where nulls
             are not allowed.
+        vocabulary: The column's, where it is delivered as codes.
 
     Returns:
         Nulls found; if there are any and fill is None, out is undefined.
@@ -87,8 +106,10 @@ def copy_padded(
         array = pc.list_slice(array, 0, pad.length)
         lengths = np.minimum(lengths, pad.length)
     values = pc.list_flatten(array)
+    if vocabulary is not None:
+        values = encode(values, form, vocabulary)
     items = np.empty((len(values), *out.shape[2:]), dtype=out.dtype)
-    nulls = copy_fixed(values, items, fill, exact=form.exact) + array.null_count
+    nulls = copy_fixed(values, items, fill, exact=form.exact) + int(array.null_count)
     if nulls and fill is None:
         return nulls
     out[...] = pad.fill

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from dask_loader.catalog.fit import Fit
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
+from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.nulls import NullPolicy
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ class ReadOptions:
         expression: Keeps the rows for which it is true; all where None.
         filter_columns: The columns that the expression reads.
         verify_checksums: Check the pages' checksums where there are any.
+        fit: What makes a file's columns the dataset's.
+        vocabularies: Of each column that is delivered as codes.
         transform: Makes the columns to deliver of those of the files.
         own_types: Columns are delivered in Arrow's own types, as files nest them.
     """
@@ -36,8 +40,18 @@ class ReadOptions:
     expression: Any = None
     filter_columns: tuple[str, ...] = ()
     verify_checksums: bool = True
+    fit: Fit = field(default_factory=Fit)
+    vocabularies: tuple[tuple[str, Vocabulary], ...] = ()
     transform: Transform | None = None
     own_types: bool = False
+
+    @property
+    def dictionaries(self) -> tuple[str, ...]:
+        """The columns that are read as dictionaries; filters need their values."""
+        if self.transform is not None:
+            return ()  # and so does the user's function
+        names = (name for name, _ in self.vocabularies)
+        return tuple(name for name in names if name not in self.filter_columns)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +67,7 @@ class SliceTask:
         stop: One past the last.
         digest: Hash of the footer that the catalog read; "" checks nothing.
         file_index: Place of the file in the catalog.
+        keys: What its directories say, as text, in the order of Fit.keys.
     """
 
     path: str
@@ -63,6 +78,7 @@ class SliceTask:
     stop: int
     digest: str = ""
     file_index: int = 0
+    keys: tuple[str | None, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +17,7 @@ from dask_loader.errors import CastError
 from dask_loader.plan.order import Ints, permutation
 from dask_loader.read.cast import MisfitError
 from dask_loader.read.chains import CHAIN_BYTES, Chain
+from dask_loader.read.codes import code_of, encode
 from dask_loader.read.columns import copy_fixed, fill_text
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.nulls import null_error
@@ -118,11 +120,11 @@ def read_table(
         DataChangedError: A file is not the one that was planned.
         BadFileError: A file cannot be decoded, or gives other rows than planned.
     """
-    options = task.options
+    options = replace(task.options, vocabularies=())  # values, not codes
     parts: list[pa.Table] = []
     for piece in task.slices:
         with open_slice(files, options, piece) as file:
-            forms = [form for form in options.forms if not form.made]
+            forms = [f for f in options.forms if not (f.made or f.mask_of)]
             for part in table_pieces(file, piece, options, forms):
                 own = (
                     part if options.own_types else part.cast(plain_schema(part.schema))
@@ -206,6 +208,11 @@ class _Sink:
         self._fills = {
             f.name: task.options.nulls.fill_for(f) for f in task.options.forms
         }
+        self._vocabularies = dict(task.options.vocabularies)
+        for name, vocabulary in self._vocabularies.items():
+            allowed, fill = self._fills.get(name, (False, None))
+            if allowed and not task.options.nulls.mask:
+                self._fills[name] = (True, code_of(fill, vocabulary))
 
     def put(self, part: _Part) -> None:
         """Take a part of a window that keeps its order."""
@@ -274,7 +281,13 @@ class _Sink:
             return
         for chunk in column.chunks:
             with self._told(form, piece):
-                lists, nulls = plain_lists(chunk, form, allowed=allowed, fill=fill)
+                lists, nulls = plain_lists(
+                    chunk,
+                    form,
+                    allowed=allowed,
+                    fill=fill,
+                    vocabulary=self._vocabularies.get(form.name),
+                )
             if nulls and not allowed:
                 self._refuse(form, nulls, piece)
             texts.append(lists)
@@ -294,9 +307,12 @@ class _Sink:
                 self._refuse(form, chunk.null_count, piece)
             rows = out[at : at + len(chunk)]
             with self._told(form, piece):
+                vocabulary = self._vocabularies.get(form.name)
                 if form.pad is not None:
-                    nulls = copy_padded(chunk, rows, form, fill)
+                    nulls = copy_padded(chunk, rows, form, fill, vocabulary)
                 else:
+                    if vocabulary is not None:
+                        chunk = encode(chunk, form, vocabulary)
                     nulls = copy_fixed(chunk, rows, fill, exact=form.exact)
             if nulls and not allowed:
                 self._refuse(form, nulls, piece)

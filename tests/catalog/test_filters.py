@@ -258,3 +258,16 @@ def test_filters_that_are_the_same_have_the_same_text() -> None:
     one, two = ("day", "=", 1), ("city", "=", "a")
     assert text([one, two]) == text([[one, two]])
     assert text([("city", "in", {"a", "b"})]) == text([("city", "in", {"b", "a"})])
+
+
+def test_a_column_that_is_named_by_its_number_is_refused() -> None:
+    schema = pa.schema({"a": pa.int64(), "s": pa.struct({"b": pa.int64()})})
+    for wrong in (pc.field(0) > 5, (pc.field("a") > 5) & (pc.field(0) < 9)):
+        with pytest.raises(
+            ConfigError, match=r"by its number \(FieldPath\(0\)\), which"
+        ):
+            make_filter(wrong, schema, path="/f")
+    fine = pc.struct_field(pc.field("s"), [0]) > 5
+    assert make_filter(fine, schema, path="/f") is fine
+    schema = pa.schema({"a": pa.string()})
+    assert make_filter(pc.field("a") == "FieldPath(0)", schema, path="/f") is not None

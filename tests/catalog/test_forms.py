@@ -103,7 +103,11 @@ def test_every_other_type_is_refused_by_name_with_a_way_out() -> None:
         ) as caught:
             form_of(pa.field("x", kind), path="/f.parquet")
         assert f"column 'x' has type {kind}" in str(caught.value)
-        for way in ("leave it out with columns=[...]", "transform=...", "output_format="):
+        for way in (
+            "leave it out with columns=[...]",
+            "transform=...",
+            "output_format=",
+        ):
             assert way in str(caught.value)
         rounds = "round them with dtypes={'x': torch.float64}" in str(caught.value)
         assert rounds == ("decimal" in str(kind))

@@ -10,27 +10,13 @@ import pytest
 from dask_loader.catalog.schema import (
     check_columns,
     choose_columns,
-    compare_schemas,
     pack_schema,
     require_column,
     unpack_schema,
 )
-from dask_loader.errors import ColumnError, SchemaError
+from dask_loader.errors import ColumnError
 
 AGES = pa.schema([("age", pa.int64()), ("city", pa.string()), ("income", pa.float64())])
-
-
-def compare(
-    other: pa.Schema, *, names: Any = AGES.names, all_columns: bool = True
-) -> None:
-    compare_schemas(
-        AGES,
-        other,
-        names=names,
-        all_columns=all_columns,
-        first_path="/1.parquet",
-        path="/2.parquet",
-    )
 
 
 def test_a_list_of_names_is_kept_in_order() -> None:
@@ -89,49 +75,6 @@ def test_a_name_that_stands_twice_in_the_file_is_refused_only_if_it_is_read() ->
             choose_columns(twice, columns, path="/f")
         assert "leave them out with columns=[...]" in str(caught.value)
         assert caught.value.column == "x"
-
-
-def test_order_nullability_and_metadata_may_differ() -> None:
-    reordered = pa.schema([AGES.field(i) for i in (2, 0, 1)], metadata={"k": "v"})
-    compare(reordered)
-    fields = [f.with_nullable(False).with_metadata({"k": "v"}) for f in AGES]
-    compare(pa.schema(fields))
-
-
-def test_a_missing_column_names_both_files() -> None:
-    with pytest.raises(
-        SchemaError, match="files disagree about column 'city'"
-    ) as caught:
-        compare(AGES.remove(1))
-    text = str(caught.value)
-    assert "it has type string in '/1.parquet' and is missing in '/2.parquet'" in text
-    assert "leave the column out with columns=[...]" in text
-    assert (caught.value.path, caught.value.column) == ("/2.parquet", "city")
-
-
-def test_another_type_names_both_files_and_both_types() -> None:
-    other = AGES.set(0, pa.field("age", pa.int32()))
-    with pytest.raises(
-        SchemaError, match="files disagree about column 'age'"
-    ) as caught:
-        compare(other)
-    text = "has type int64 in '/1.parquet' and has type int32 in '/2.parquet'"
-    assert text in str(caught.value)
-    compare(other, names=["city"], all_columns=False)
-
-
-def test_a_column_that_the_other_file_has_twice_is_missing() -> None:
-    with pytest.raises(SchemaError, match=r"'age'.* is missing in '/2\.parquet'"):
-        compare(AGES.append(pa.field("age", pa.int64())))
-
-
-def test_one_column_more_matters_only_where_all_are_read() -> None:
-    more = AGES.append(pa.field("extra", pa.int8()))
-    compare(more, all_columns=False)
-    with pytest.raises(SchemaError, match=r"'extra': '/2\.parquet' has it, '/1") as e:
-        compare(more)
-    assert "name the columns to read with columns=[...]" in str(e.value)
-    assert (e.value.path, e.value.column) == ("/2.parquet", "extra")
 
 
 def test_a_packed_schema_comes_back_without_its_metadata() -> None:

@@ -278,6 +278,14 @@ def test_what_dies_is_started_again_and_the_address_stays(
         wait_until(lambda: _has_ended(worker), "the end of its worker")
         assert client.submit(os.getppid).result(timeout=60) != nanny
 
+        # A scheduler that is stopped cannot be asked, and is not waited for.
+        serving = psutil.Process(client.run_on_scheduler(os.getpid))
+        serving.suspend()
+        with pytest.raises(StartError, match="did not answer when it was scaled to 0"):
+            c.scale(0, timeout_s=0.5)
+        assert "0" in c.logs(timeout_s=2)
+        serving.resume()
+
         stuck = psutil.Process(_pid_of(client, os.getpid))
         stuck.suspend()
         client.run_on_scheduler(drop_all)  # as it does by itself after minutes

@@ -26,6 +26,10 @@ def run(data: str, scenario: str) -> list[dict[str, Any]]:
     rank = dist.get_rank()
     options: dict[str, Any] = {"batch_size": 16, "client": "threads", "shuffle": True}
     options["rank_timeout"] = "120 s"
+    if scenario == "same":
+        options["vocabulary"] = {"name": True}
+    if scenario == "vocabulary" and rank == 2:
+        options["vocabulary"] = {"name": True}
     if scenario == "seed" and rank == 1:
         options["seed"] = 8
     if scenario == "batch_size" and rank > 0:

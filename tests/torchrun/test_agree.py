@@ -34,6 +34,7 @@ def test_ranks_that_agree_read_and_those_that_differ_are_named(small_data, tmp_p
         "files": "num_files is 3 on ranks 0, 1, 1 on rank 2",
         "epoch": "epoch is 3 on rank 0, 0 on ranks 1, 2",
         "position": "rows done is 0 on ranks 0, 1, 240 on rank 2",
+        "vocabulary": "vocabulary is '' on ranks 0, 1, '",
     }
     ranks = run(small_data, tmp_path, *texts, "same")
     for scenario, text in texts.items():
