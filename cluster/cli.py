@@ -131,7 +131,7 @@ def _option(field: Field[Any], text: str) -> click.Option:
     return click.Option([flag, field.name], **options)
 
 
-class _Pair(click.ParamType):
+class _Pair(click.ParamType):  # type: ignore[type-arg]
     name = "pair"
 
     def convert(
