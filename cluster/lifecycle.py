@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import threading
 import time
 from contextlib import ExitStack
 from types import TracebackType
@@ -12,7 +13,9 @@ from distributed import Client
 from distributed.core import Status
 from distributed.security import Security
 
-from cluster.errors import ClosedError, ClusterError, WorkersMissingError
+from cluster.adapt import Adapting
+from cluster.errors import ClosedError, ClusterError, SpecError, WorkersMissingError
+from cluster.hunger import Hunger, clamp
 from cluster.launcher import Launcher
 from cluster.link import SchedulerLink
 from cluster.spec import check_count, check_seconds
@@ -25,6 +28,8 @@ _REPR_S = 1.0
 _CLIENT_S = 30.0
 _SCALE_S = 60.0
 _LOGS_S = 10.0
+_INTERVAL_S = 3.0
+_SILENCE_S = 60.0
 
 
 class Cluster:
@@ -43,6 +48,9 @@ class Cluster:
         self._link = link
         self._resources = resources
         self._closed = False
+        self._adapting: Adapting | None = None
+        # A launcher is used by one thread at a time, and adapt() has one of its own.
+        self._using = threading.RLock()
 
     @property
     def kind(self) -> str:
@@ -91,7 +99,7 @@ class Cluster:
         return self._link.open_client(timeout_s=_CLIENT_S)
 
     def scale(self, num_workers: int, *, timeout_s: float = _SCALE_S) -> None:
-        """Have exactly so many workers, and return when it is so.
+        """Have exactly so many workers, and return when it is so; ends adapt().
 
         Args:
             num_workers: 0 or more. What leaving workers hold moves to those that stay;
@@ -109,8 +117,66 @@ class Cluster:
         check_count("num_workers", num_workers, at_least=0)
         check_seconds("timeout_s", timeout_s)
         deadline = time.monotonic() + timeout_s
+        self._stop_adapting()
         launcher.scale(num_workers, timeout_s=timeout_s)
         self._wait(num_workers, exactly=True, timeout_s=timeout_s, deadline=deadline)
+
+    def adapt(
+        self,
+        *,
+        minimum: int = 1,
+        maximum: int,
+        interval_s: float = _INTERVAL_S,
+        silence_s: float = _SILENCE_S,
+    ) -> None:
+        """From now on, have as many workers as the consumers are hungry for.
+
+        Consumers tell the scheduler how long they waited for windows, as those of
+        dask_loader do. While one of them waits for more than a tenth of its time,
+        workers are added; when none waits, they leave one by one, handing over what they
+        hold, but not to a number that was too small before. Without consumers it is the
+        minimum. A thread of this process decides: it ends with scale(), with close(),
+        and with the process. A second call takes the place of the first.
+
+        Args:
+            minimum: Never fewer; at least 1, as nobody is hungry before work has begun.
+            maximum: Never more.
+            interval_s: From look to look; one step at each.
+            silence_s: A consumer that says nothing for so long is taken for gone.
+
+        Raises:
+            SpecError: A number or a time is not one, or they exclude each other.
+            StartError: A worker failed to start.
+            UnreachableError: The scheduler is gone or does not answer.
+            NotOwnedError: The cluster was reached by connect().
+            ClosedError: After close().
+        """
+        launcher = self._open()
+        check_count("minimum", minimum, at_least=1)
+        check_count("maximum", maximum, at_least=1)
+        if maximum < minimum:
+            raise SpecError(
+                f"maximum={maximum!r} is below minimum={minimum!r}; give at least as many"
+            )
+        check_seconds("interval_s", interval_s)
+        check_seconds("silence_s", silence_s)
+        self._stop_adapting()
+        seen = self._link.num_workers(timeout_s=_CLIENT_S)
+        target = clamp(seen, (minimum, maximum))
+        launcher.scale(target, timeout_s=_SCALE_S)
+
+        def scale(num_workers: int) -> None:
+            with self._using:
+                launcher.scale(num_workers, timeout_s=_SCALE_S)
+
+        self._adapting = Adapting(
+            self.client(),
+            Hunger(target=target, minimum=minimum, maximum=maximum),
+            scale=scale,
+            count=lambda: self._link.num_workers(timeout_s=_CLIENT_S),
+            interval_s=interval_s,
+            silence_s=silence_s,
+        )
 
     def wait_for_workers(
         self, num_workers: int, timeout_s: float | None = None
@@ -151,7 +217,8 @@ class Cluster:
         launcher = self._open()
         check_count("num_lines", num_lines, at_least=1)
         check_seconds("timeout_s", timeout_s)
-        kept = launcher.logs(num_lines=num_lines, timeout_s=timeout_s / 2)
+        with self._using:
+            kept = launcher.logs(num_lines=num_lines, timeout_s=timeout_s / 2)
         try:
             told = self._link.logs(num_lines=num_lines, timeout_s=timeout_s / 2)
         except ClusterError as error:
@@ -161,6 +228,7 @@ class Cluster:
     def close(self) -> None:
         """Close the clients and end what launch() started; safe twice."""
         self._closed = True
+        self._stop_adapting()
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -198,6 +266,11 @@ class Cluster:
     def _repr_html_(self) -> str:
         """Show the same in a notebook; a distributed.Client(cluster) asks for it."""
         return f"<pre>{html.escape(repr(self))}</pre>"
+
+    def _stop_adapting(self) -> None:
+        adapting, self._adapting = self._adapting, None
+        if adapting is not None:
+            adapting.stop()
 
     def _open(self) -> Launcher:
         if self._closed:

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         TransformError,
         UnsupportedTypeError,
         WindowError,
+        WorkerEnvironmentError,
         WorkersMissingError,
         WorldError,
     )
@@ -69,6 +70,7 @@ __all__ = [
     "TransformError",
     "UnsupportedTypeError",
     "WindowError",
+    "WorkerEnvironmentError",
     "WorkersMissingError",
     "WorldError",
     "from_stateful_dataloader",

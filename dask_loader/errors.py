@@ -20,6 +20,7 @@
     ├── EngineError                    the work could not be done
     │   ├── SchedulerUnreachableError  no Dask scheduler answers
     │   ├── WorkersMissingError        the scheduler has no worker, and none came
+    │   ├── WorkerEnvironmentError     Dask workers lack a package that tasks import
     │   ├── RanksMissingError          a rank did not begin the epoch in time
     │   ├── StorageError               a store denies access, or fails again and again
     │   └── WindowError                a task failed, for a reason of its own
@@ -154,6 +155,10 @@ class SchedulerUnreachableError(EngineError):
 
 class WorkersMissingError(EngineError):
     """The scheduler had no worker for longer than worker_timeout."""
+
+
+class WorkerEnvironmentError(EngineError):
+    """Dask workers lack a package that tasks import; the text has a table."""
 
 
 class RanksMissingError(EngineError):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import click
 
 from dask_loader.cli.plan import plan
+from dask_loader.cli.plugins import PluginGroup
 from dask_loader.cli.verify import verify
 
 
-@click.group("loader")
+@click.group("loader", cls=PluginGroup)
 def main() -> None:
     """Parquet for PyTorch: see how it will be read, and prove that it is.
 

@@ -18,6 +18,7 @@ import contextlib
 import logging
 import os
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future as LocalFuture
@@ -35,7 +36,9 @@ from dask_loader.engine.base import (
     chain_prefix,
     describe_slices,
 )
+from dask_loader.engine.environment import Environments
 from dask_loader.engine.functions import Functions
+from dask_loader.engine.hunger import HungerReports
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
 from dask_loader.engine.where import Where
 from dask_loader.engine.worker import end_chains, probe, run_window
@@ -101,7 +104,9 @@ class DaskEngine:
         self._homes: dict[str, str] = {}  # worker of each chain
         self._functions = Functions(self._submit_function)
         self._workers: dict[str, int] = {}  # their threads, when last asked
+        self._environments = Environments()
         self._client = _connect(where)
+        self._hunger = HungerReports(self._client, self._token)
         self._executor = ThreadPoolExecutor(
             _HAND_OVER_THREADS, thread_name_prefix="dask-loader-hand-over"
         )
@@ -126,6 +131,7 @@ class DaskEngine:
         while True:
             threads = self._ask_threads()
             if threads:
+                self._environments.check(threads, self._run_on)
                 self._sharing.learn(threads, self._ask_sharing)
                 return sum(threads.values())
             if not wait:
@@ -162,7 +168,7 @@ class DaskEngine:
         if self._stop.is_set():
             raise ClosedError("the dataset was closed while it was being read")
         task = chain_name(self._token, stream, task)
-        pending = _Pending()
+        pending = _Pending(self._hunger)
         begun = self._begin(task, pending, (stream, number))
         pending.taken = self._executor.submit(self._hand_over, task, pending, begun)
         self._handing_over.add(pending.taken)
@@ -171,6 +177,7 @@ class DaskEngine:
 
     def end(self, stream: int) -> None:
         """Let workers close the row groups that the stream was in the middle of."""
+        self._hunger.end()
         prefix = chain_prefix(self._token, stream)
         chains = [name for name in list(self._homes) if name.startswith(prefix)]
         workers = list({self._homes.pop(name, "") for name in chains} - {""})
@@ -423,13 +430,19 @@ class _Begun(NamedTuple):
 
 
 class _Pending:
-    def __init__(self) -> None:
+    def __init__(self, hunger: HungerReports) -> None:
         self.given_up = threading.Event()
+        self._hunger = hunger
         self.begun: _Begun
         self.taken: LocalFuture[WindowData]
 
     def result(self) -> WindowData:
-        # The hand-over thread has the deadlines.
+        # The hand-over thread has the deadlines. A long wait is told of while it lasts.
+        done = False
+        while not done:
+            began = time.monotonic()
+            done = bool(wait([self.taken], timeout=_LOOK_AROUND_S).done)
+            self._hunger.waited(time.monotonic() - began, windows=int(done))
         return self.taken.result()
 
     def cancel(self, *, wait: bool = False) -> None:

@@ -12,11 +12,14 @@ class Flow:
     A window counts from its submission until its release: first with the bytes that the
     plan reckons, corrected by what windows really had so far; from its arrival on with
     those it has. Beside it counts, until it arrives, what its making takes.
+
+    Attributes:
+        max_tasks: Windows on their way, at most; may be changed at any time.
     """
 
     def __init__(self, *, max_bytes: int, max_tasks: int) -> None:
         self._max_bytes = max_bytes
-        self._max_tasks = max_tasks
+        self.max_tasks = max_tasks
         self._on_the_way: dict[int, int] = {}
         self._in_hand: dict[int, int] = {}
         self._besides: dict[int, int] = {}
@@ -51,7 +54,7 @@ class Flow:
         besides = sum(self._besides.values()) + besides_bytes
         windows = self.num_bytes + self._corrected(num_bytes)
         fits = windows + besides + kept_bytes <= self._max_bytes
-        return fits and self.num_tasks < self._max_tasks
+        return fits and self.num_tasks < self.max_tasks
 
     def submitted(self, number: int, num_bytes: int, *, besides_bytes: int = 0) -> None:
         """Count a window as on its way."""

@@ -18,6 +18,10 @@ from dask_loader.transfer.window import WindowData
 # task for each slot was measured to gain nothing.
 _TASKS_PER_SLOT = 2
 _MIN_TASKS = 3
+# After a wait that a person would not call short, the slots are counted again: a question
+# to the scheduler of a few milliseconds.
+_STALL_S = 0.02
+_ASK_EVERY_S = 1.0
 
 
 def _nothing_kept(num_bytes: int) -> int:
@@ -59,12 +63,13 @@ class WindowStream:
         self._engine = engine
         self._meter = meter
         self._kept_bytes = kept_bytes
+        self._num_sharing = num_sharing
+        self._asked = time.perf_counter()
         self._pending: deque[tuple[int, Pending]] = deque()
         # With no task at all, no Dask worker need exist.
         first = list(itertools.islice(tasks, 1))
         slots = engine.slots() if first else 1
-        max_tasks = max(_MIN_TASKS, _TASKS_PER_SLOT * -(-slots // num_sharing))
-        self._flow = Flow(max_bytes=max_bytes, max_tasks=max_tasks)
+        self._flow = Flow(max_bytes=max_bytes, max_tasks=self._max_tasks(slots))
         tasks = itertools.chain(first, tasks)
         begun: Begun = []
         if ahead is not None:
@@ -100,6 +105,7 @@ class WindowStream:
             window = pending.result()
         finally:
             self._meter.add("wait_s", time.perf_counter() - began)
+        self._follow_slots(began)
         self._flow.arrived(number, window.num_bytes)
         self._meter.add("windows", 1)
         self._meter.add("bytes", window.num_bytes)
@@ -117,6 +123,19 @@ class WindowStream:
             self._pending.popleft()[1].cancel()
         self._next = None
         self._engine.end(self._serial)
+
+    def _max_tasks(self, slots: int) -> int:
+        return max(_MIN_TASKS, _TASKS_PER_SLOT * -(-slots // self._num_sharing))
+
+    def _follow_slots(self, began: float) -> None:
+        """Ask for more where workers have come; only if windows are waited for."""
+        now = time.perf_counter()
+        if now - began < _STALL_S or now - self._asked < _ASK_EVERY_S:
+            return
+        self._asked = now
+        slots = self._engine.slots(wait=False)
+        if slots:
+            self._flow.max_tasks = self._max_tasks(slots)
 
     def _submit(self) -> None:
         while self._next is not None:
