@@ -15,7 +15,7 @@ from cluster import ClusterSpec, SpecError
     [
         (
             "locla",
-            "unknown kind of cluster 'locla'; did you mean 'local'? known: htcondor, local,",
+            "unknown kind of cluster 'locla'; did you mean 'local'? known: htcondor",
         ),
         ("yarn", "unknown kind of cluster 'yarn'; known: htcondor, local, lsf"),
         ("", "unknown kind of cluster ''; known: htcondor, local, lsf"),
