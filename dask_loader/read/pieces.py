@@ -246,10 +246,14 @@ def column_tables(
 ) -> Iterator[pa.Table]:
     """Yield one column of a whole row group, dictionaries as such.
 
+    Nothing where the file lacks it, as it may with schema=: all of it is null.
+
     Raises:
         BadFileError: It cannot be decoded.
     """
-    leaves = list(_leaves_of(file)[name])
+    leaves = list(_leaves_of(file).get(name, ()))
+    if not leaves:
+        return
     limit = _piece_rows(file, task.row_group, leaves, 0)
     flatten = partial(flatten_table, encoded=(name,))
     yield from _batches(file, task, leaves, limit, flatten)
