@@ -79,7 +79,12 @@ def find_vocabularies(
         for name, values in asked
         if values is not None
     }
-    unknown = tuple(name for name, values in asked if values is None)
+    told = () if catalog.keys is None else catalog.keys.names
+    for name, values in asked:
+        if values is None and name in told:
+            parts_of_key = [_key_values(catalog, name)]
+            made[name] = found_vocabulary(name, parts_of_key, fills[name], kinds[name])
+    unknown = tuple(name for name, _ in asked if name not in made)
     if unknown:
         scanning = ReadOptions(
             storage=catalog.storage,
@@ -125,6 +130,14 @@ def given_vocabularies(
         found.append((name, given_vocabulary(name, values, fill, kind)))
     require_few_together(found)
     return tuple(found)
+
+
+def _key_values(catalog: Catalog, name: str) -> pa.Array:
+    """Return the values of a directory key in all files with rows, nulls left out."""
+    assert catalog.keys is not None
+    files = np.unique(catalog.file_index[catalog.num_rows > 0]).tolist()
+    table = catalog.keys.table([catalog.files[file].path for file in files])
+    return table.column(name).combine_chunks().unique().drop_null()
 
 
 def _find(

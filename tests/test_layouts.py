@@ -619,3 +619,42 @@ def test_masks_tell_of_nulls_of_keys_and_of_columns_that_files_lack(hive: Path) 
     assert [(row["id"], row["day__valid"]) for row in kept] == [
         (number, False) for number in range(210, 220)
     ]
+
+
+# ---- with other options ----------------------------------------------------------------
+
+
+def test_filters_on_keys_stand_beside_nested_columns(tmp_path: Path) -> None:
+    for day in ("x", "y"):
+        columns = {"id": [1, 2], "s": [{"a": 1, "b": 5}, {"a": 2, "b": 6}]}
+        write(tmp_path / f"day={day}/a.parquet", columns)
+    wanted = [("day", ">=", "y"), ("s.a", "!=", 1)]
+    assert rows(tmp_path, filters=wanted) == [{"id": 2, "s.a": 2, "s.b": 6, "day": "y"}]
+
+
+def test_tables_have_one_type_where_files_have_dictionaries_that_differ(
+    tmp_path: Path,
+) -> None:
+    narrow, wide = (
+        pa.dictionary(kind, pa.string()) for kind in (pa.int8(), pa.int32())
+    )
+    for number, kind in enumerate((narrow, pa.string(), wide)):
+        columns = {"id": [number], "t": pa.array([f"v{number}"]).cast(kind)}
+        write(tmp_path / f"{number}.parquet", columns)
+    write(tmp_path / "3.parquet", {"id": [3]})
+    fields = {"id": pa.int64(), "t": pa.string(), "s": pa.struct({"a": pa.int8()})}
+    with made(tmp_path, schema=pa.schema(fields), output_format="arrow") as dataset:
+        (batch,) = dataset
+    assert batch.schema == pa.schema(fields)
+    assert batch["t"].to_pylist() == ["v0", "v1", "v2", None]
+    assert batch["s"].to_pylist() == [None] * 4
+    (tmp_path / "3.parquet").unlink()
+    with made(tmp_path, output_format="arrow") as dataset:
+        (batch,) = dataset
+    assert batch["t"].type == pa.string()
+    assert batch["t"].to_pylist() == ["v0", "v1", "v2"]
+    given = pa.schema({"id": pa.int64(), "t": narrow})
+    with pytest.raises(
+        SchemaError, match=r"the type dictionary<.* does not become that"
+    ):
+        made(tmp_path, schema=given, output_format="arrow")

@@ -6,6 +6,7 @@ import json
 import pickle
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dask_loader import (
     ParquetDataset,
     Ragged,
     ResumeError,
+    WindowError,
 )
 from dask_loader.catalog import vocabulary as vocabulary_module
 from dask_loader.engine.threads import ThreadsEngine
@@ -572,3 +574,58 @@ def test_masked_nulls_have_code_0_and_a_mask_and_tables_have_no_codes(
     assert batch["l"].values.tolist() == [1, 0]
     with pytest.raises(ConfigError, match="makes tensors, and output_format="):
         make(file, vocabulary=asked, output_format="arrow")
+
+
+def test_keys_and_columns_that_files_lack_have_vocabularies(tmp_path: Path) -> None:
+    for number, day in enumerate(["b", "a", "__HIVE_DEFAULT_PARTITION__", "empty"]):
+        rows = 0 if day == "empty" else 5
+        columns: dict[str, Any] = {
+            "id": pa.array(range(rows), pa.int32() if number else pa.int64())
+        }
+        if number != 1:
+            columns["city"] = pa.array(CITIES[:rows])
+        if number == 0:
+            columns["late"] = pa.nulls(rows)
+        if number == 2:
+            columns["late"] = pa.array(["z"] * rows)
+        (tmp_path / f"day={day}").mkdir()
+        pq.write_table(pa.table(columns), tmp_path / f"day={day}/a.parquet")
+    fields = {"id": pa.int64(), "city": pa.string(), "late": pa.string()}
+    asked = {"day": True, "city": True, "late": True, "id": True}
+    for cache in (False, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        with make(
+            tmp_path,
+            schema=pa.schema(fields),
+            vocabulary=asked,
+            nulls="mask",
+            footer_cache=cache,
+        ) as dataset:
+            assert dataset.vocabulary == {
+                "day": ("a", "b"),  # no row has the key of a file without rows
+                "city": tuple(sorted(CITIES)),
+                "late": ("z",),
+                "id": (0, 1, 2, 3, 4),
+            }
+            found = [
+                day if valid else None
+                for batch in dataset
+                for day, valid in zip(batch["day"], batch["day__valid"], strict=True)
+            ]
+        days = [
+            dataset.vocabulary["day"][day] if day is not None else None for day in found
+        ]
+        assert sorted(map(str, days)) == ["None"] * 5 + ["a"] * 5 + ["b"] * 5
+    with make(
+        tmp_path, columns=["day"], vocabulary={"day": True}, nulls={"day": "none"}
+    ) as dataset:
+        assert dataset.vocabulary == {"day": ("a", "b", "none")}
+
+
+def test_what_breaks_in_a_scan_is_said_without_its_options() -> None:
+    engine = ThreadsEngine(memory_limit=1 << 20, local_world_size=1)
+    try:
+        with pytest.raises(WindowError) as caught:
+            engine.map(partial(int, "no number"), [10])
+    finally:
+        engine.close()
+    assert str(caught.value).startswith("'int' failed: ValueError: invalid literal")

@@ -180,6 +180,10 @@ def common_type(kinds: Iterable[pa.DataType]) -> pa.DataType | None:
         return pa.null()
     if len(found) == 1:
         return next(iter(found))
+    # Of dictionaries, which come here for output_format="arrow" only, their values.
+    found = {_values(kind) for kind in found}
+    if len(found) == 1:
+        return next(iter(found))
     for narrow, wide in _TEXTS:
         if found == {narrow, wide}:
             return wide
@@ -203,6 +207,7 @@ def can_become(kind: pa.DataType, target: pa.DataType) -> bool:
     """
     if kind == target or common_type([kind, target]) == target:
         return True
+    kind = _values(kind)
     if pa.types.is_large_list(kind) and pa.types.is_large_list(target):
         return can_become(kind.value_type, target.value_type)
     if any({kind, target} == {*pair} for pair in _TEXTS):
@@ -231,6 +236,10 @@ def same_pruning(kind: pa.DataType, asked: pa.DataType) -> bool:
     if kind == asked or (pa.types.is_integer(kind) and pa.types.is_integer(asked)):
         return True
     return any({kind, asked} == {*pair} for pair in _TEXTS)
+
+
+def _values(kind: pa.DataType) -> pa.DataType:
+    return kind.value_type if isinstance(kind, pa.DictionaryType) else kind
 
 
 def _holds(wide: pa.DataType, narrow: pa.DataType) -> bool:

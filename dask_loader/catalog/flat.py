@@ -9,7 +9,7 @@ column is a number, a text, or (fixed-size) lists of these, and has one leaf in 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -120,26 +120,35 @@ def flatten_table(
             elif keep:
                 arrays = [_flat_arrays(array)[0] for array in arrays]
             columns.append(pa.chunked_array(arrays, kind))
-    for name in nested:
-        if name not in names:
+    for name in nested:  # keys of directories, and what a file lacks, are in no table
+        if name not in names and name in table.column_names:
             names.append(name)
             columns.append(table.column(name))
     return pa.table(columns, names=names)
 
 
-def with_own_types(flat: pa.Table, table: pa.Table, names: Sequence[str]) -> pa.Table:
+def with_own_types(
+    flat: pa.Table,
+    table: pa.Table,
+    names: Sequence[str],
+    fitted: Collection[str] = (),
+) -> pa.Table:
     """Append columns in the types that files have them in, to be found by own_columns().
 
     Args:
         flat: From flatten_table().
         table: As Arrow reads it.
         names: The columns of the table that are to be delivered so.
+        fitted: Columns whose flat form will be given the dataset's type.
     """
     for name in names:
         if name not in table.column_names:
             continue
         column = table.column(name)
-        if name not in flat.column_names or flat.column(name).type != column.type:
+        flattened = name in flat.column_names
+        if not flattened or (
+            name not in fitted and flat.column(name).type != column.type
+        ):
             flat = flat.append_column(_OWN + name, column)
     return flat
 

@@ -96,10 +96,10 @@ class Keys:
 
     def table(self, paths: Sequence[str]) -> pa.Table:
         """Return the keys of files, a row for each file."""
-        columns = zip(*(self.texts(path) for path in paths), strict=True)
+        texts = [self.texts(path) for path in paths]
         arrays = [
-            pa.array(column, pa.string()).cast(kind)
-            for column, kind in zip(columns, self.types, strict=True)
+            pa.array([of_file[place] for of_file in texts], pa.string()).cast(kind)
+            for place, kind in enumerate(self.types)
         ]
         return pa.table(arrays, names=list(self.names))
 

@@ -207,12 +207,15 @@ def check_row_bytes(
     Raises:
         PlanError: A row group has such rows.
     """
-    large = np.flatnonzero((num_rows > 0) & (num_bytes > num_rows * memory_bytes))
+    # A row group without rows has bytes too: those of its pages' headers.
+    large = np.flatnonzero(
+        (num_rows > 0) & (num_bytes // np.maximum(1, num_rows) > memory_bytes)
+    )
     if not len(large):
         return
     group = int(large[0])
     path, index = place(group)
-    each = int(num_bytes[group]) // max(1, int(num_rows[group]))
+    each = int(num_bytes[group]) // int(num_rows[group])
     raise PlanError(
         f"rows of row group {index} of {path!r} take {format_bytes(each)} each when they "
         f"are decoded, and memory_limit is {format_bytes(memory_bytes)}; raise "

@@ -90,9 +90,10 @@ class ThreadsEngine:
         except DaskLoaderError:
             raise
         except Exception as error:
+            # Of a partial, whose repr() is long, the function that it calls.
+            name = getattr(getattr(function, "func", function), "__name__", "map")
             raise WindowError(
-                f"{getattr(function, '__name__', function)!r} failed: "
-                f"{type(error).__name__}: {error}"
+                f"{name!r} failed: {type(error).__name__}: {error}"
             ) from error
 
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:

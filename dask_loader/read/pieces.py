@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from weakref import WeakKeyDictionary
@@ -187,7 +187,7 @@ def kept_tables(
     whole = task.stop - task.start == task.group_rows <= limit
     shape = partial(_shape, nested=options.filter_columns, encoded=options.dictionaries)
     if options.own_types:
-        shape = partial(shape, own=read)
+        shape = partial(shape, own=read, fitted=dict(options.fit.columns))
     for table in (_whole if whole else _batches)(file, task, leaves, limit, shape):
         if options.fit:
             table = fitted(table, task, options.fit, sorted(needed))
@@ -246,10 +246,14 @@ def column_tables(
 ) -> Iterator[pa.Table]:
     """Yield one column of a whole row group, dictionaries as such.
 
+    Nothing where the file lacks it, as it may with schema=: all of it is null.
+
     Raises:
         BadFileError: It cannot be decoded.
     """
-    leaves = list(_leaves_of(file)[name])
+    leaves = list(_leaves_of(file).get(name, ()))
+    if not leaves:
+        return
     limit = _piece_rows(file, task.row_group, leaves, 0)
     flatten = partial(flatten_table, encoded=(name,))
     yield from _batches(file, task, leaves, limit, flatten)
@@ -268,9 +272,10 @@ def _shape(
     nested: Sequence[str] = (),
     own: Sequence[str] = (),
     encoded: Sequence[str] = (),
+    fitted: Collection[str] = (),
 ) -> pa.Table:
     """Return a table as it was read with the columns that filters and forms name."""
-    return with_own_types(flatten_table(table, nested, encoded), table, own)
+    return with_own_types(flatten_table(table, nested, encoded), table, own, fitted)
 
 
 def _whole(

@@ -55,7 +55,7 @@ def distinct_values(options: ReadOptions, scan: Scan) -> list[list[pa.Array]]:
 
 
 def _distinct(tables: Iterable[pa.Table], name: str, piece: SliceTask) -> pa.Array:
-    known = pa.array([], pa.null())  # a row group without rows
+    known = pa.array([], pa.null())  # a row group without rows, or the column
     for table in tables:
         for chunk in table.column(name).chunks:
             found = _values(chunk)
@@ -71,6 +71,8 @@ def _values(array: pa.Array) -> pa.Array:
     while pa.types.is_large_list(array.type) or pa.types.is_fixed_size_list(array.type):
         array = pc.list_flatten(array)
     kind = array.type
+    if pa.types.is_null(kind):
+        return pa.array([], pa.null())
     unique = array.unique()
     if pa.types.is_dictionary(kind):
         # Not the whole dictionary: it may hold what no row has.
