@@ -98,6 +98,7 @@ def test_without_a_store_of_the_agent_the_group_comes_first(monkeypatch) -> None
     ("options", "text"),
     [
         ({"insecure": 0}, "insecure=0 must be True or False"),
+        ({"dashboard": True}, "dashboard=True: a torchrun cluster has none"),
         (
             {"insecure": True, "certificates": "c"},
             "insecure=True with certificates='c'",
