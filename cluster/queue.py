@@ -277,6 +277,8 @@ class QueueLauncher:
         await self._scheduler
         deadline = time.monotonic() + timeout_s
         await self._scale(spec.num_workers // spec.workers_per_job)
+        # From now on: a job can end before its workers have come.
+        self._watcher = asyncio.create_task(self._watch())
         while missing := [n for n in self._wanted if not self._has_joined(n)]:
             if time.monotonic() > deadline:
                 raise StartError(
@@ -291,7 +293,6 @@ class QueueLauncher:
                     waited_s=timeout_s,
                 )
             await asyncio.sleep(_POLL_S)  # polling a condition, with a deadline
-        self._watcher = asyncio.create_task(self._watch())
 
     async def _scale(self, num_jobs: int) -> None:
         for name in [n for n in self._wanted if self._is_given_up(n)]:

@@ -110,6 +110,7 @@ def test_what_is_refused(options: dict[str, object], text: str) -> None:
         cluster.launch("torchrun", **options)
 
 
+@pytest.mark.slow
 def test_a_job_on_several_nodes_warns_of_plain_tcp_and_cannot_be_scaled(
     run_script, tmp_path: Path
 ) -> None:
