@@ -32,10 +32,12 @@ from cluster.errors import (
 if TYPE_CHECKING:
     from cluster.kinds import launch
     from cluster.lifecycle import Cluster
+    from cluster.queue_spec import QueueSpec
     from cluster.remote import connect
     from cluster.security import create_certificates, load_certificates
     from cluster.spec import ClusterSpec
     from cluster.ssh_spec import SshSpec
+    from cluster.torchrun import TorchrunSpec
 
 __all__ = [
     "ClosedError",
@@ -45,9 +47,11 @@ __all__ = [
     "HostKeyError",
     "InsecureWarning",
     "NotOwnedError",
+    "QueueSpec",
     "SpecError",
     "SshSpec",
     "StartError",
+    "TorchrunSpec",
     "UnreachableError",
     "WorkersMissingError",
     "connect",
@@ -59,7 +63,9 @@ __all__ = [
 _HOMES = {
     "Cluster": "cluster.lifecycle",
     "ClusterSpec": "cluster.spec",
+    "QueueSpec": "cluster.queue_spec",
     "SshSpec": "cluster.ssh_spec",
+    "TorchrunSpec": "cluster.torchrun",
     "connect": "cluster.remote",
     "create_certificates": "cluster.security",
     "launch": "cluster.kinds",

@@ -145,7 +145,7 @@ class _Pair(click.ParamType):  # type: ignore[type-arg]
 
 def _value(value: Any) -> Any:
     if isinstance(value, tuple):
-        return dict(value) if isinstance(value[0], tuple) else list(value)
+        return dict(value) if isinstance(value[0], tuple) else value
     return None if value == "none" else value
 
 
@@ -173,7 +173,9 @@ def _serve(
 
     between = _limits(limits)
     secured = options.get("insecure") is False or "insecure" not in options
-    if kind == "ssh" and secured and "certificates" not in options:
+    # On one machine the wire is plain; a torchrun job has its certificates in any case.
+    makes_its_own = kind not in ("local", "torchrun")
+    if makes_its_own and secured and "certificates" not in options:
         raise click.UsageError(
             "nobody else could connect to this cluster, as its certificates would stay in "
             "this process; make some with `python -m cluster security create DIR`, and "

@@ -9,6 +9,8 @@
     ├── NotOwnedError             someone else runs this cluster and decides its size
     └── ClosedError               used after close()
 
+    InsecureWarning (UserWarning)  the network can reach it in plain tcp, as asked for
+
 Each takes one string that says everything (what was wrong, where, what to do). The
 fields repeat it for programs; they survive pickling.
 """

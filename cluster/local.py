@@ -9,11 +9,8 @@ nanny starts its worker again, and this launcher the nannies.
 from __future__ import annotations
 
 import concurrent.futures
-import contextlib
-import logging
 import os
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
 
@@ -21,13 +18,12 @@ from distributed import LocalCluster, SpecCluster
 
 from cluster.errors import StartError
 from cluster.loop import LoopThread
+from cluster.quiet import LOG_LEVEL, dask_quiet
 from cluster.restarts import RestartPolicy, Restarts
 from cluster.spec import ClusterSpec
 from cluster.worker import WorkerOptions, WorkerProcess
 
 _HOST = "127.0.0.1"
-# Everything below is noise of starting, scaling and closing.
-_LOG_LEVEL = logging.ERROR
 # A worker that does not end by itself is killed after 4 s.
 _CLOSE_S = 20.0
 # After the worker processes are killed, those who wait for them notice at once.
@@ -74,7 +70,7 @@ class LocalLauncher:
         Raises:
             StartError: They failed, or were too slow.
         """
-        self._quiet.enter_context(_dask_quiet())
+        self._quiet.enter_context(dask_quiet())
         self._loop = LoopThread("cluster-local")
         starting = self._loop.submit(self._start())
         try:
@@ -154,7 +150,7 @@ class LocalLauncher:
             # health, its metrics), and warns when the default port is taken.
             dashboard_address=f"{_HOST}:0",
             scheduler_kwargs={"dashboard": spec.dashboard},
-            silence_logs=_LOG_LEVEL,
+            silence_logs=LOG_LEVEL,
             **options,
         )
         await self._cluster
@@ -251,24 +247,3 @@ class _KeptCluster(LocalCluster):
 
 def _reason(error: BaseException | None) -> str:
     return str(error) if isinstance(error, StartError) else repr(error)
-
-
-@contextlib.contextmanager
-def _dask_quiet() -> Iterator[None]:
-    """Keep Dask's own log handlers from writing what is no error.
-
-    LocalCluster's silence_logs does this too, but ends with the first of two clusters,
-    and before the last lines of closing. Handlers of the program are left alone.
-    """
-
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= _LOG_LEVEL
-
-    handlers = list(logging.getLogger("distributed").handlers)
-    for handler in handlers:
-        handler.addFilter(is_error)
-    try:
-        yield
-    finally:
-        for handler in handlers:
-            handler.removeFilter(is_error)

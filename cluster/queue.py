@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import importlib
 import os
 import re
 import shutil
@@ -28,11 +27,17 @@ from distributed.security import Security
 from distributed.utils import get_ip, get_ip_interface
 
 from cluster.errors import InsecureWarning, SpecError, StartError
-from cluster.local import _dask_quiet
+from cluster.jobqueue import make
 from cluster.loop import LoopThread
 from cluster.queue_spec import QueueSpec
+from cluster.quiet import dask_quiet
 from cluster.restarts import RestartPolicy, Restarts
-from cluster.security import Certificates, make_certificates, write_private
+from cluster.security import (
+    Certificates,
+    make_certificates,
+    read_certificates,
+    write_private,
+)
 
 __all__ = ["QueueSpec", "job_script"]
 
@@ -46,19 +51,16 @@ _CLOSE_S = 20.0
 class _System:
     """One queue system: its job class, and the command that lists the user's jobs."""
 
-    module: str
     job: str
     listing: tuple[str, ...]
 
 
 _SYSTEMS = {
-    "slurm": _System(
-        module="slurm", job="SLURMJob", listing=("squeue", "-h", "-o", "%i %T %r")
-    ),
-    "pbs": _System(module="pbs", job="PBSJob", listing=("qstat",)),
-    "sge": _System(module="sge", job="SGEJob", listing=("qstat",)),
-    "lsf": _System(module="lsf", job="LSFJob", listing=("bjobs", "-w")),
-    "htcondor": _System(module="htcondor", job="HTCondorJob", listing=("condor_q",)),
+    "slurm": _System(job="SLURMJob", listing=("squeue", "-h", "-o", "%i %T %r")),
+    "pbs": _System(job="PBSJob", listing=("qstat",)),
+    "sge": _System(job="SGEJob", listing=("qstat",)),
+    "lsf": _System(job="LSFJob", listing=("bjobs", "-w")),
+    "htcondor": _System(job="HTCondorJob", listing=("condor_q",)),
 }
 
 
@@ -70,14 +72,6 @@ def make_job(
     Raises:
         SpecError: The package dask-jobqueue is missing.
     """
-    system = _SYSTEMS[kind]
-    try:
-        module = importlib.import_module(f"dask_jobqueue.{system.module}")
-    except ImportError as error:
-        raise SpecError(
-            f"launch({kind!r}) needs the package dask-jobqueue, which is not installed; "
-            "install it (pip install dask-jobqueue)"
-        ) from error
     extra = ["--no-dashboard"]
     if keys is not None:
         for option, file in (
@@ -100,8 +94,9 @@ def make_job(
     if kind == "htcondor":
         pairs = (line.partition("=") for line in directives)
         directives = {key.strip(): value.strip() for key, _, value in pairs}
-    # None would be read from the user's jobqueue.yaml: only the spec counts here.
-    return getattr(module, system.job)(
+    return make(
+        kind,
+        _SYSTEMS[kind].job,
         address,
         name=name,
         cores=num * spec.threads_per_worker,
@@ -142,15 +137,17 @@ class QueueLauncher:
     kind = "queue"
 
     def __init__(self, spec: QueueSpec) -> None:
-        """Remember what to start, and make the certificates.
+        """Remember what to start, and make or read the certificates.
 
         Raises:
-            SpecError: A package is missing.
+            SpecError: A package is missing, or a certificate cannot be used.
         """
         make_job(self.kind, spec, "tcp://SCHEDULER:8786", "0", None)  # a bad one, now
         self._spec = spec
         self._certificates: Certificates | None = None
-        if not spec.insecure:
+        if spec.certificates is not None:
+            self._certificates = read_certificates(spec.certificates)
+        elif not spec.insecure:
             self._certificates = make_certificates()
         self._keys: Path | None = None
         self._loop: LoopThread | None = None
@@ -194,7 +191,7 @@ class QueueLauncher:
         Raises:
             StartError: The queue refused a job, or did not start all in time.
         """
-        self._quiet.enter_context(_dask_quiet())
+        self._quiet.enter_context(dask_quiet())
         self._loop = LoopThread(f"cluster-{self.kind}")
         starting = self._loop.submit(self._start(timeout_s))
         try:
@@ -235,10 +232,11 @@ class QueueLauncher:
             return {}
         ids = [*self._old_ids, *(str(job.job_id) for job in self._jobs.values())]
         found = {}
-        for path in sorted(Path(self._spec.log_directory).iterdir()):
+        for path in sorted(Path(self._spec.log_directory).glob("*")):
             if any(re.search(rf"(?<!\d){job_id}(?!\d)", path.name) for job_id in ids):
-                lines = path.read_text(errors="replace").splitlines()
-                found[path.name] = "\n".join(lines[-num_lines:])
+                with contextlib.suppress(OSError):  # tidied away since, or a folder
+                    lines = path.read_text(errors="replace").splitlines()
+                    found[path.name] = "\n".join(lines[-num_lines:])
         return found
 
     def close(self) -> None:
@@ -279,6 +277,8 @@ class QueueLauncher:
         await self._scheduler
         deadline = time.monotonic() + timeout_s
         await self._scale(spec.num_workers // spec.workers_per_job)
+        # From now on: a job can end before its workers have come.
+        self._watcher = asyncio.create_task(self._watch())
         while missing := [n for n in self._wanted if not self._has_joined(n)]:
             if time.monotonic() > deadline:
                 raise StartError(
@@ -293,7 +293,6 @@ class QueueLauncher:
                     waited_s=timeout_s,
                 )
             await asyncio.sleep(_POLL_S)  # polling a condition, with a deadline
-        self._watcher = asyncio.create_task(self._watch())
 
     async def _scale(self, num_jobs: int) -> None:
         for name in [n for n in self._wanted if self._is_given_up(n)]:

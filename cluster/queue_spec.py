@@ -20,9 +20,13 @@ class QueueSpec(ClusterSpec):
         shared_directory: Folder that this machine and the workers' both see. The keys
             of this cluster lie in a folder below it that only you can read, until it
             closes. Needed for TLS.
-        queue: Queue or partition; None for the queue system's own choice.
+        certificates: Folder made by create_certificates(), for others that connect
+            too; made for this cluster if left out.
+        queue: Queue or partition; None for the queue system's own choice. A
+            jobqueue.yaml is not read, for this or any other field.
         account: Account or project that pays.
-        walltime: Longest time of a job, as the queue writes it ("01:00:00").
+        walltime: Longest time of a job, as the queue writes it ("01:00:00"); None for
+            the queue system's own choice.
         workers_per_job: Workers in each job; workers must be a multiple of it.
         interface: Network interface of both sides, such as "ib0"; None for the one that
             leads outward.
@@ -39,6 +43,7 @@ class QueueSpec(ClusterSpec):
     memory_limit: str | int | None = "4 GiB"
     start_timeout_s: float = 600.0
     shared_directory: str | os.PathLike[str] | None = None
+    certificates: str | os.PathLike[str] | None = None
     queue: str | None = None
     account: str | None = None
     walltime: str | None = "01:00:00"
@@ -81,6 +86,10 @@ class QueueSpec(ClusterSpec):
                 raise SpecError(f"{name}={value!r} must be a tuple of lines of text")
         if not isinstance(self.insecure, bool):
             raise SpecError(f"insecure={self.insecure!r} must be True or False")
+        if self.insecure and self.certificates is not None:
+            raise SpecError(
+                f"insecure=True with certificates={self.certificates!r}: give one"
+            )
         if self.workers % self.workers_per_job:
             raise SpecError(
                 f"workers={self.workers!r} must be a multiple of workers_per_job="

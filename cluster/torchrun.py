@@ -80,6 +80,11 @@ class TorchrunSpec(ClusterSpec):
         ClusterSpec.__post_init__(self)
         if not isinstance(self.insecure, bool):
             raise SpecError(f"insecure={self.insecure!r} must be True or False")
+        if self.dashboard:
+            raise SpecError(
+                "dashboard=True: a torchrun cluster has none, as it has no login and "
+                "nodes are not the machine that you look from; leave it out"
+            )
         if self.insecure and self.certificates is not None:
             raise SpecError(
                 f"insecure=True with certificates={self.certificates!r}: give one"

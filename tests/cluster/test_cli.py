@@ -46,6 +46,12 @@ def test_each_field_of_a_spec_is_a_flag_with_words(kind: str) -> None:
         (["local", "--workers", "x"], 2, "'x' is not a valid integer"),
         (["local", "--adapt", "3"], 2, "'3' is not MIN:MAX, such as 1:8"),
         (["ssh", "--hosts", "h"], 2, "nobody else could connect to this cluster"),
+        (["slurm", "--shared-directory", "/s"], 2, "nobody else could connect to this"),
+        (
+            ["slurm", "--insecure", "--prologue", "module load a", "--workers", "-1"],
+            2,
+            "workers=-1 must be",
+        ),
         (["ssh", "--insecure"], 2, "hosts=() is empty"),
         (["ssh", "--environment", "X"], 2, "'X' is not NAME=VALUE"),
         (["nonsense"], 2, "No such command 'nonsense'"),

@@ -165,6 +165,7 @@ def test_a_killed_nanny_is_replaced_with_its_worker(wait_until) -> None:
         assert client.nthreads() == {}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_replaced_is_given_up_and_told(
     wait_until, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -310,6 +311,7 @@ def test_workers_do_not_import_what_the_script_imports(
     assert len(list(tmp_path.glob("imported-*"))) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.torchrun
 def test_workers_of_a_script_that_imports_torch_do_not_load_it(run_script) -> None:
     ran = run_script(
@@ -413,6 +415,7 @@ def test_it_may_be_launched_outside_of_the_main_thread() -> None:
     assert seen == [3]
 
 
+@pytest.mark.slow
 @pytest.mark.torchrun
 def test_a_torchrun_script_may_launch_in_one_rank_and_connect_in_the_other(
     run_script,

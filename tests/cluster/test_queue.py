@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import shutil
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import dask
 import pytest
+from distributed.utils import get_ip
 
 import cluster
-from cluster import SpecError, StartError
-
-pytest.importorskip("dask_jobqueue")
-
+from cluster import InsecureWarning, SpecError, StartError
 from cluster.queue import job_script
+
+# Not importorskip(): importing it is what one of the tests looks at.
+if importlib.util.find_spec("dask_jobqueue") is None:
+    pytest.skip("needs dask-jobqueue", allow_module_level=True)
 
 _WORKER = (
     "/usr/bin/python3 -m distributed.cli.dask_worker tls://SCHEDULER:8786 --name 0 "
@@ -112,6 +119,10 @@ def test_directives_are_added_and_left_out() -> None:
         ({"account": "a\nrm"}, r"account='a\\nrm' must be one line of text, or None"),
         ({"prologue": "module"}, r"prologue='module' must be a tuple of lines of text"),
         ({"insecure": 1}, r"insecure=1 must be True or False"),
+        (
+            {"insecure": True, "certificates": "certs"},
+            r"insecure=True with certificates='certs': give one",
+        ),
         ({"lease_s": 0}, r"lease_s=0 must be a number of seconds above 0"),
         ({"workers_per_job": 0}, r"workers_per_job=0 must be a whole number"),
         (
@@ -138,3 +149,120 @@ def test_a_machine_without_the_queue_says_so_and_keeps_no_key(
     with pytest.raises(StartError, match="'sbatch' is not on this machine; launch"):
         cluster.launch("slurm", interface="lo", shared_directory=tmp_path / "keys")
     assert os.listdir(tmp_path / "keys") == []
+
+
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_ctrl_c_stays_as_the_program_has_it(run_script, *, in_thread: bool) -> None:
+    ran = run_script(
+        "import signal, sys, threading\n"
+        "from cluster.queue import job_script\n"
+        "def ask():\n"
+        "    assert job_script('slurm', shared_directory='/shared')\n"
+        f"if {in_thread}:\n"
+        "    thread = threading.Thread(target=ask)\n"
+        "    thread.start()\n"
+        "    thread.join()\n"
+        "else:\n"
+        "    ask()\n"
+        "assert 'dask_jobqueue.runner' in sys.modules\n"
+        "assert signal.getsignal(signal.SIGINT) is signal.default_int_handler\n"
+        "signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+        "print(signal.getsignal(signal.SIGINT) is signal.SIG_IGN)\n"
+    )
+    assert (ran.code, ran.out, ran.err) == (0, "True\n", "")
+
+
+@pytest.mark.parametrize("kind", _SCRIPTS)
+def test_a_jobqueue_yaml_changes_nothing(kind: str, tmp_path: Path) -> None:
+    plain = job_script(kind, shared_directory="/shared", walltime=None)
+    theirs = {
+        "queue": "theirs",
+        "account": "theirs",
+        "project": "theirs",
+        "walltime": "09:09",
+        "interface": "theirs",
+        "local-directory": "theirs",
+        "log-directory": str(tmp_path / "theirs"),
+        "name": "theirs",
+        "resource-spec": "theirs",
+    }
+    with dask.config.set({f"jobqueue.{kind}": theirs}):
+        assert job_script(kind, shared_directory="/shared", walltime=None) == plain
+    assert "00:30" not in plain  # dask-jobqueue's own walltime
+    assert not list(tmp_path.iterdir())
+
+
+def test_without_dask_jobqueue_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "dask_jobqueue", None)
+    monkeypatch.delitem(sys.modules, "dask_jobqueue.sge", raising=False)
+    with pytest.raises(
+        SpecError, match=r"needs the package dask-jobqueue.*pip install"
+    ):
+        job_script("sge", insecure=True)
+
+
+@pytest.fixture
+def queue_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Put programs of a queue on the path; job 7 is listed until it is cancelled."""
+
+    def make(sbatch: str) -> None:
+        folder = tmp_path / "bin"
+        folder.mkdir()
+        for name, text in {
+            "sbatch": sbatch,
+            "squeue": f"test -e {folder}/gone || echo 7 PENDING Resources",
+            "scancel": f"touch {folder}/gone",
+        }.items():
+            (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+            (folder / name).chmod(0o755)
+        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+
+    return make
+
+
+@pytest.mark.cluster
+def test_a_job_that_the_queue_refuses(queue_of, tmp_path: Path) -> None:
+    queue_of("echo no such partition >&2; exit 1")
+    with pytest.raises(StartError, match="the queue refused a slurm job") as caught:
+        cluster.launch("slurm", interface="lo", shared_directory=tmp_path / "keys")
+    assert "no such partition" in str(caught.value)
+    assert "cluster.queue.job_script('slurm', ...)" in str(caught.value)
+    assert os.listdir(tmp_path / "keys") == []
+
+
+@pytest.mark.cluster
+def test_a_job_that_waits_past_the_deadline_is_cancelled(
+    queue_of, tmp_path: Path
+) -> None:
+    queue_of("echo Submitted batch job 7")
+    with pytest.raises(StartError, match="1 of 1 slurm jobs had no worker") as caught:
+        cluster.launch(
+            "slurm",
+            interface="lo",
+            shared_directory=tmp_path / "keys",
+            start_timeout_s=0.5,
+        )
+    assert "7 PENDING Resources" in str(caught.value)
+    assert caught.value.waited_s == 0.5
+    assert (tmp_path / "bin" / "gone").exists()
+    assert os.listdir(tmp_path / "keys") == []
+
+
+@pytest.mark.cluster
+def test_an_empty_cluster_warns_refuses_half_a_job_and_has_no_logs(
+    queue_of, tmp_path: Path
+) -> None:
+    if get_ip().startswith("127."):
+        pytest.skip("needs a network besides loopback")
+    queue_of("exit 1")
+    logs = tmp_path / "logs"
+    options = {"workers_per_job": 2, "insecure": True, "log_directory": logs}
+    with pytest.warns(InsecureWarning, match=r"the slurm cluster at tcp.* plain tcp"):
+        launched = cluster.launch("slurm", workers=0, **options)
+    with launched:
+        with pytest.raises(SpecError, match="num_workers=3 must be a multiple of work"):
+            launched.scale(3)
+        shutil.rmtree(logs)
+        assert list(launched.logs()) == ["scheduler"]

@@ -98,6 +98,7 @@ def test_without_a_store_of_the_agent_the_group_comes_first(monkeypatch) -> None
     ("options", "text"),
     [
         ({"insecure": 0}, "insecure=0 must be True or False"),
+        ({"dashboard": True}, "dashboard=True: a torchrun cluster has none"),
         (
             {"insecure": True, "certificates": "c"},
             "insecure=True with certificates='c'",
@@ -107,3 +108,39 @@ def test_without_a_store_of_the_agent_the_group_comes_first(monkeypatch) -> None
 def test_what_is_refused(options: dict[str, object], text: str) -> None:
     with pytest.raises(SpecError, match=text):
         cluster.launch("torchrun", **options)
+
+
+@pytest.mark.slow
+def test_a_job_on_several_nodes_warns_of_plain_tcp_and_cannot_be_scaled(
+    run_script, tmp_path: Path
+) -> None:
+    # A second node that has not come yet: rank 0 of two starts the cluster alone.
+    ran = run_script(
+        "import os, warnings\n"
+        "import torch.distributed as dist\n"
+        "import cluster\n"
+        "from cluster.torchrun import TorchrunLauncher, TorchrunSpec\n"
+        "store = dist.TCPStore('127.0.0.1', 0, is_master=True)\n"
+        "os.environ |= {name: '0' for name in ('RANK', 'LOCAL_RANK', 'GROUP_RANK')}\n"
+        "os.environ |= {'WORLD_SIZE': '2', 'LOCAL_WORLD_SIZE': '1'}\n"
+        "os.environ |= {'GROUP_WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1'}\n"
+        "os.environ |= {'MASTER_PORT': str(store.port)}\n"
+        "os.environ |= {'TORCHELASTIC_RESTART_COUNT': '0'}\n"
+        "os.environ |= {'TORCHELASTIC_RUN_ID': 'none'}\n"
+        "os.environ |= {'TORCHELASTIC_USE_AGENT_STORE': 'True'}\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    c = cluster.launch('torchrun', workers=0, insecure=True)\n"
+        "with c:\n"
+        "    print(*(w.category.__name__ + ': ' + str(w.message) for w in caught))\n"
+        "    try:\n"
+        "        c.scale(3)\n"
+        "    except cluster.NotOwnedError as error:\n"
+        "        print(error)\n"
+    )
+    assert ran.code == 0, ran.err
+    warned, refused = ran.out.splitlines()
+    assert warned.startswith(
+        "InsecureWarning: the torchrun cluster at tcp://127.0.0.1:"
+    )
+    assert "plain tcp, as insecure=True asks for" in warned
+    assert "cannot be scaled to 3 workers: each node has workers=" in refused

@@ -1,0 +1,31 @@
+"""Dask's log, less what is no error: a launched cluster prints nothing."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+
+# Everything below is noise of starting, scaling and closing.
+LOG_LEVEL = logging.ERROR
+
+
+@contextlib.contextmanager
+def dask_quiet() -> Iterator[None]:
+    """Keep Dask's own log handlers from writing what is no error.
+
+    LocalCluster's silence_logs does this too, but ends with the first of two clusters,
+    and before the last lines of closing. Handlers of the program are left alone.
+    """
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= LOG_LEVEL
+
+    handlers = list(logging.getLogger("distributed").handlers)
+    for handler in handlers:
+        handler.addFilter(is_error)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(is_error)
