@@ -268,7 +268,7 @@ def check_row_bytes(
     Raises:
         PlanError: A row group has such rows.
     """
-    large = np.flatnonzero(num_bytes > num_rows * memory_bytes)
+    large = np.flatnonzero((num_rows > 0) & (num_bytes > num_rows * memory_bytes))
     if not len(large):
         return
     group = int(large[0])
