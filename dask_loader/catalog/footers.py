@@ -23,7 +23,8 @@ from dask_loader.catalog.forms import Form
 from dask_loader.catalog.keys import Keys, key_scalar
 from dask_loader.catalog.sanity import (
     ChunkError,
-    check_chunks,
+    Look,
+    check_codecs,
     check_numbers,
     check_sizes,
 )
@@ -151,16 +152,21 @@ def parse_footers(
     nulls: dict[str, dict[int, list[int]]] = {}
     row_bytes = sum(form.row_bytes for form in query.forms)
     loose = [form for form in query.forms if not form.is_fixed]
-    schemas = _Schemas()
+    schemas, look = _Schemas(), Look(max((size for _, size in files), default=0))
+    before: _Read | None = None
     for row, ((path, num_bytes), tail) in enumerate(zip(files, tails, strict=True)):
         try:
             with _parse(query.storage, path, tail) as file:
                 metadata, read = file.metadata, schemas.of(file)
                 leaves = _needed(query, read.leaves)
-                check_chunks(metadata, leaves, num_bytes)
+                look.check(metadata, leaves, num_bytes)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
                 checked = _checked(query.forms, read.leaves)
                 check_numbers(path, metadata.schema, groups, checked)
+                # Files of one schema are hardly ever compressed in different codecs.
+                if read is not before:
+                    check_codecs(metadata, leaves, num_bytes)
+                before = read
                 found = {
                     "digest": tail_digest(tail),
                     "schema": read.packed,

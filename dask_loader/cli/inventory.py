@@ -16,10 +16,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from dask_loader.catalog.footers import INT96_UNIT
+from dask_loader.catalog.footers import INT96_UNIT, parse_error
 from dask_loader.catalog.keys import Keys
 from dask_loader.catalog.provenance import FILE, PADDED, ROW, ROW_GROUP, public_path
-from dask_loader.catalog.storage import Storage, open_error
+from dask_loader.catalog.storage import Storage
 
 Ints = NDArray[np.int64]
 # A row that no file has.
@@ -147,7 +147,7 @@ def take_inventory(
                         table = table.append_column(name, value)
                     kept.append(_mask(table, expression))
         except Exception as error:  # Arrow has no common class, see open_error
-            raise open_error(path, error) from error
+            raise parse_error(storage, path, error) from error
     return Inventory(
         [public_path(path) for path in paths],
         first_groups=np.cumsum(group_counts, dtype=np.int64),

@@ -10,9 +10,8 @@ import pyarrow.parquet as pq
 
 from dask_loader.catalog.discover import Found, discover
 from dask_loader.catalog.flat import flat_schema
-from dask_loader.catalog.footers import INT96_UNIT
+from dask_loader.catalog.footers import INT96_UNIT, parse_error
 from dask_loader.catalog.keys import Partitioning, find_keys
-from dask_loader.catalog.storage import open_error
 from dask_loader.dataset import ParquetDataset
 
 # Options of the commands that are ParquetDataset's too, under the same names.
@@ -155,4 +154,4 @@ def _schema_of(found: Found) -> pa.Schema:
         ) as file:
             return file.schema_arrow
     except Exception as error:  # Arrow has no common class, see open_error
-        raise open_error(path, error) from error
+        raise parse_error(found.storage, path, error) from error

@@ -13,7 +13,8 @@ import pytest
 from dask_loader import BadFileError, ParquetDataset, PlanError
 from dask_loader.catalog.sanity import (
     ChunkError,
-    check_chunks,
+    Look,
+    check_codecs,
     check_row_bytes,
     check_sizes,
 )
@@ -42,13 +43,19 @@ def test_what_a_footer_cannot_say_is_refused_by_name(name: str, text: str) -> No
     assert caught.value.row_group is not None
 
 
-def test_a_chunk_beyond_the_file_is_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most_bytes", [1 << 20, 1 << 60])
+def test_a_chunk_beyond_the_file_is_found_with_and_without_pages(
+    tmp_path: Path, most_bytes: int
+) -> None:
     path = tmp_path / "a.parquet"
     pq.write_table(pa.table({"x": range(1000), "y": range(1000)}), path)
     metadata = pq.read_metadata(path)
-    check_chunks(metadata, [0, 1], path.stat().st_size)
+    look = Look(most_bytes)  # no address space has 2 ** 60 bytes
+    look.check(metadata, [0, 1], path.stat().st_size)
+    check_codecs(metadata, [0, 1], path.stat().st_size)
+    cut = metadata.row_group(0).column(1).data_page_offset
     with pytest.raises(ChunkError, match="Invalid column metadata") as caught:
-        check_chunks(metadata, [0, 1], metadata.row_group(0).column(1).data_page_offset)
+        look.check(metadata, [0, 1], cut)
     assert (caught.value.leaf, caught.value.row_group) == (1, 0)
 
 

@@ -419,3 +419,11 @@ def test_the_command_runs_in_a_shell(folder, installed, program):
 def test_a_cluster_is_proved_through_its_address(run, folder, local_cluster):
     options = ("--client", local_cluster.address, "--world-size", 2, "--resume-at", 3)
     verified(run("verify", folder, *SHUFFLED, *options, "--json"))
+
+
+def test_an_encrypted_file_is_refused_as_one(run):
+    folder = DATA / "conformance" / "parquet-testing"
+    for name in ("uniform_encryption", "encrypt_columns_plaintext_footer"):
+        result = run("verify", folder / f"{name}.parquet.encrypted")
+        assert result.exit_code != 0
+        assert f"{name}.parquet.encrypted' is encrypted: give decr" in result.output
