@@ -272,7 +272,7 @@ def decode_error(path: str, row_group: int, error: Exception) -> DaskLoaderError
     """Describe a row group that cannot be decoded, or not be read from its store."""
     if isinstance(error, FileNotFoundError):
         return gone_error(path, error)
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) and error.row_group is None:
         return StorageError(
             f"row group {row_group}: {error}", path=path, row_group=row_group
         )

@@ -17,7 +17,7 @@ from dask_loader.catalog.flat import (
     with_own_types,
 )
 from dask_loader.catalog.forms import Form
-from dask_loader.errors import BadFileError
+from dask_loader.errors import BadFileError, StorageError
 from dask_loader.read.files import OpenFiles, decode_error, expect
 from dask_loader.read.fit import fitted, rows_alone
 from dask_loader.read.masks import add_masks
@@ -71,17 +71,21 @@ def open_slice(
     Raises:
         DataChangedError: The file is not the one that was planned.
         BadFileError: It cannot be opened, or has another row group.
+        StorageError: The store denies access, or fails again and again.
     """
-    with files.borrow(
-        options.storage,
-        task.path,
-        task.stamp,
-        verify_checksums=options.verify_checksums,
-        digest=task.digest,
-        dictionaries=options.dictionaries,
-    ) as file:
-        check_group(file, task)
-        yield file
+    try:
+        with files.borrow(
+            options.storage,
+            task.path,
+            task.stamp,
+            verify_checksums=options.verify_checksums,
+            digest=task.digest,
+            dictionaries=options.dictionaries,
+        ) as file:
+            check_group(file, task)
+            yield file
+    except StorageError as error:  # of the footer or the look, which know no row group
+        raise decode_error(task.path, task.row_group, error) from None
 
 
 def bundles(
