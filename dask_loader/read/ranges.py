@@ -114,6 +114,21 @@ class RangeFile(io.RawIOBase):
         return self._storage.fetch(self._path, start, stop)
 
 
+def open_plain(storage: Storage, path: str) -> Any:
+    """Return what Arrow reads a file from, with our tries where it is remote.
+
+    Nothing is planned: each read of Arrow's is a request.
+
+    Raises:
+        DataChangedError: The file is gone.
+        StorageError: The store denies access, or fails again and again.
+    """
+    if storage.is_local:
+        return path
+    file = RangeFile(storage, path, storage.stamp(path).num_bytes)
+    return pa.PythonFile(file, mode="r")
+
+
 class RangedParquet(pq.ParquetFile):  # type: ignore[misc]
     """A remote Parquet file that is told what will be read of it."""
 
