@@ -39,9 +39,7 @@ def made(
         ("fork", "options"),
         pytest.param("fork", "fsspec", marks=pytest.mark.slow),
         pytest.param("spawn", "options", marks=pytest.mark.slow),
-        pytest.param("spawn", "fsspec", marks=pytest.mark.slow),
         pytest.param("spawn", "arrow", marks=pytest.mark.slow),
-        pytest.param("fork", "arrow", marks=pytest.mark.slow),
     ],
 )
 def test_two_workers_read_each_row_once(
