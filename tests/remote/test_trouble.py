@@ -109,5 +109,5 @@ def test_bodies_cut_short_give_every_row_once_bit_for_bit(
     with dataset(data, s3_options, **options) as ds:
         found = [{k: v.numpy().tobytes() for k, v in b.items()} for b in ds]
     assert found == quiet
-    assert line.faults["cut"] > 3
+    assert line.faults["cut"] > 1
     assert len(found) == 48
