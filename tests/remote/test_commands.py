@@ -21,7 +21,9 @@ def run(command: str, *arguments: str, options: dict[str, Any]) -> Result:
     return result
 
 
-@pytest.mark.parametrize("fault", ["503", "reset"])
+@pytest.mark.parametrize(
+    "fault", ["503", pytest.param("reset", marks=pytest.mark.slow)]
+)
 def test_a_flaky_store_is_verified_to_give_each_row_once(
     data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str
 ) -> None:

@@ -26,7 +26,7 @@ def one_group(put: Put) -> str:
 @pytest.mark.parametrize(
     ("method", "what"), [("GET", "read bytes"), ("HEAD", "look at")]
 )
-@pytest.mark.parametrize("warm", [False, True])
+@pytest.mark.parametrize("warm", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_failure_in_an_epoch_names_file_row_group_tries_and_seconds(
     one_group: str,
     s3_options: dict[str, Any],
