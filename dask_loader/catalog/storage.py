@@ -189,10 +189,6 @@ class Storage:
             text = text.replace(secret, "***")
         return hide_secrets(text)
 
-    def arrow(self) -> arrow_fs.FileSystem:
-        """Return the Arrow file system of this process."""
-        return _arrow_file_system(self, os.getpid())
-
     def decryption_of(self, path: str) -> Any:
         """Return Arrow's decryption properties for a file, or None."""
         return None if self.decryption is None else self.decryption.properties(path)
@@ -423,10 +419,3 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(item)
     elif isinstance(value, str) and len(value) > 3:
         yield value
-
-
-@lru_cache(maxsize=32)
-def _arrow_file_system(storage: Storage, _pid: int) -> arrow_fs.FileSystem:
-    if storage.is_local:
-        return arrow_fs.LocalFileSystem()
-    return arrow_fs.PyFileSystem(arrow_fs.FSSpecHandler(storage.fsspec()))

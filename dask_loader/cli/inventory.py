@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from dask_loader.catalog.footers import INT96_UNIT, parse_error
 from dask_loader.catalog.keys import Keys
 from dask_loader.catalog.provenance import FILE, PADDED, ROW, ROW_GROUP, public_path
-from dask_loader.catalog.storage import Storage
+from dask_loader.catalog.storage import Storage, open_error
+from dask_loader.read.ranges import open_plain
 
 Ints = NDArray[np.int64]
 # A row that no file has.
@@ -130,8 +131,7 @@ def take_inventory(
         columns = sorted(named - told.keys())
         try:
             with pq.ParquetFile(
-                path,
-                filesystem=storage.arrow(),
+                open_plain(storage, path),
                 coerce_int96_timestamp_unit=INT96_UNIT,
             ) as file:
                 group_counts.append(file.num_row_groups)

@@ -13,6 +13,7 @@ from dask_loader.catalog.flat import flat_schema
 from dask_loader.catalog.footers import INT96_UNIT, parse_error
 from dask_loader.catalog.keys import Partitioning, find_keys
 from dask_loader.dataset import ParquetDataset
+from dask_loader.read.ranges import open_plain
 
 # Options of the commands that are ParquetDataset's too, under the same names.
 _PASSED = (
@@ -148,8 +149,7 @@ def _schema_of(found: Found) -> pa.Schema:
     path = found.paths[0]
     try:
         with pq.ParquetFile(
-            path,
-            filesystem=found.storage.arrow(),
+            open_plain(found.storage, path),
             coerce_int96_timestamp_unit=INT96_UNIT,
         ) as file:
             return file.schema_arrow

@@ -21,7 +21,8 @@ from contextlib import ExitStack
 import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
-from dask_loader.read.files import OpenFiles, trim
+from dask_loader.errors import StorageError
+from dask_loader.read.files import OpenFiles, decode_error, trim
 from dask_loader.read.pieces import kept_tables, open_slice, require_rows
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
 
@@ -266,7 +267,10 @@ class _Cursor:
             if low < high:
                 yield table.slice(low, high - low)
         # What was read for this window must be of one version; see OpenFiles.borrow.
-        self._options.storage.check(piece.path, piece.stamp)
+        try:
+            self._options.storage.check(piece.path, piece.stamp)
+        except StorageError as error:
+            raise decode_error(piece.path, piece.row_group, error) from None
         trim(self._file)
 
     def close(self) -> None:

@@ -57,6 +57,8 @@ class OpenFiles:
         self._footers: OrderedDict[tuple[Any, ...], Any] = OrderedDict()
         self._num_idle = 0
         self._closed = False
+        # So that threads which open the same remote file together ask for one footer.
+        self._opening = tuple(threading.Lock() for _ in range(64))
 
     @contextmanager
     def borrow(
@@ -88,7 +90,12 @@ class OpenFiles:
         key = (storage, path, stamp, verify_checksums, digest, dictionaries)
         file = None
         try:
-            file = self._take(key) or self._open(key)
+            file = self._take(key)
+            if file is None and storage.is_local:
+                file = self._open(key)
+            elif file is None:
+                with self._opening[hash(key) % len(self._opening)]:
+                    file = self._open(key)
             yield file
             storage.check(path, stamp)
         except BaseException as error:
@@ -272,7 +279,7 @@ def decode_error(path: str, row_group: int, error: Exception) -> DaskLoaderError
     """Describe a row group that cannot be decoded, or not be read from its store."""
     if isinstance(error, FileNotFoundError):
         return gone_error(path, error)
-    if isinstance(error, StorageError):
+    if isinstance(error, StorageError) and error.row_group is None:
         return StorageError(
             f"row group {row_group}: {error}", path=path, row_group=row_group
         )

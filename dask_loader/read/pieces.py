@@ -17,7 +17,7 @@ from dask_loader.catalog.flat import (
     with_own_types,
 )
 from dask_loader.catalog.forms import Form
-from dask_loader.errors import BadFileError
+from dask_loader.errors import BadFileError, StorageError
 from dask_loader.read.files import OpenFiles, decode_error, expect
 from dask_loader.read.fit import fitted, rows_alone
 from dask_loader.read.masks import add_masks
@@ -71,17 +71,21 @@ def open_slice(
     Raises:
         DataChangedError: The file is not the one that was planned.
         BadFileError: It cannot be opened, or has another row group.
+        StorageError: The store denies access, or fails again and again.
     """
-    with files.borrow(
-        options.storage,
-        task.path,
-        task.stamp,
-        verify_checksums=options.verify_checksums,
-        digest=task.digest,
-        dictionaries=options.dictionaries,
-    ) as file:
-        check_group(file, task)
-        yield file
+    try:
+        with files.borrow(
+            options.storage,
+            task.path,
+            task.stamp,
+            verify_checksums=options.verify_checksums,
+            digest=task.digest,
+            dictionaries=options.dictionaries,
+        ) as file:
+            check_group(file, task)
+            yield file
+    except StorageError as error:  # of the footer or the look, which know no row group
+        raise decode_error(task.path, task.row_group, error) from None
 
 
 def bundles(
@@ -163,15 +167,8 @@ def kept_tables(
     """
     names = [form.name for form in forms]
     made = [form for form in forms if form.made]
-    places = _leaves_of(file)
     transform = options.transform
-    read = list(dict.fromkeys(f.mask_of or f.name for f in forms if not f.made))
-    if transform is not None:
-        read = list(transform.inputs)
-    needed = {*read, *options.filter_columns}
-    told = {name for name, _ in options.fit.keys}
-    wanted = {leaf for name in needed - told for leaf in places.get(name, ())}
-    leaves = sorted(wanted)
+    read, needed, leaves = _needs(file, options, forms)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = needed == set(read) and transform is None
     all_fixed = all_fixed and all(form.has_stored_width for form in forms)
@@ -276,6 +273,36 @@ def _shape(
 ) -> pa.Table:
     """Return a table as it was read with the columns that filters and forms name."""
     return with_own_types(flatten_table(table, nested, encoded), table, own, fitted)
+
+
+def fetch_ahead(
+    file: pq.ParquetFile, task: SliceTask, options: ReadOptions, forms: Sequence[Form]
+) -> None:
+    """Fetch what table_pieces will read, if the file is remote and it is not too much.
+
+    Raises:
+        DataChangedError: The file is gone.
+        StorageError: The store denies access, or fails again and again.
+    """
+    leaves = _needs(file, options, forms)[2]
+    try:
+        expect(file, task.row_group, leaves)
+    except Exception as error:  # as where it is decoded
+        raise decode_error(task.path, task.row_group, error) from error
+
+
+def _needs(
+    file: pq.ParquetFile, options: ReadOptions, forms: Sequence[Form]
+) -> tuple[list[str], set[str], list[int]]:
+    """Return the columns to deliver, those and the filters', and the latters' leaves."""
+    places = _leaves_of(file)
+    read = list(dict.fromkeys(f.mask_of or f.name for f in forms if not f.made))
+    if options.transform is not None:
+        read = list(options.transform.inputs)
+    needed = {*read, *options.filter_columns}
+    told = {name for name, _ in options.fit.keys}
+    wanted = {leaf for name in needed - told for leaf in places.get(name, ())}
+    return read, needed, sorted(wanted)
 
 
 def _whole(

@@ -55,30 +55,37 @@ class RangeFile(io.RawIOBase):
         self._storage, self._path, self._size = storage, path, num_bytes
         self._position = 0
         self._ahead: list[tuple[int, bytes]] = []
+        self._expected: list[Range] | None = None
 
     def expect(self, chunks: Sequence[Range]) -> None:
         """Fetch what is about to be read, if it is not too much; forget what was before.
+
+        What is expected already is not fetched again.
 
         Raises:
             FileNotFoundError: The file is gone.
             StorageError: The store denies access, or fails again and again.
         """
-        self.forget()
         ranges = merge(chunks)
+        if ranges == self._expected:
+            return
+        self.forget()
         if sum(stop - start for start, stop in ranges) > AHEAD_BYTES:
             return
         if len(ranges) < 2:
             self._ahead = [(start, self._fetch(start, stop)) for start, stop in ranges]
+            self._expected = ranges
             return
         with ThreadPoolExecutor(
             _AT_ONCE, thread_name_prefix="dask-loader-range"
         ) as pool:
             parts = pool.map(lambda r: self._fetch(*r), ranges)
             self._ahead = [(r[0], part) for r, part in zip(ranges, parts, strict=True)]
+        self._expected = ranges
 
     def forget(self) -> None:
         """Let go of what was fetched ahead."""
-        self._ahead = []
+        self._ahead, self._expected = [], None
 
     def readable(self) -> bool:
         """Whether it can be read: yes."""
@@ -112,6 +119,21 @@ class RangeFile(io.RawIOBase):
 
     def _fetch(self, start: int, stop: int) -> bytes:
         return self._storage.fetch(self._path, start, stop)
+
+
+def open_plain(storage: Storage, path: str) -> Any:
+    """Return what Arrow reads a file from, with our tries where it is remote.
+
+    Nothing is planned: each read of Arrow's is a request.
+
+    Raises:
+        DataChangedError: The file is gone.
+        StorageError: The store denies access, or fails again and again.
+    """
+    if storage.is_local:
+        return path
+    file = RangeFile(storage, path, storage.stamp(path).num_bytes)
+    return pa.PythonFile(file, mode="r")
 
 
 class RangedParquet(pq.ParquetFile):  # type: ignore[misc]

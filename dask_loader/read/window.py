@@ -15,6 +15,7 @@ from dask_loader.catalog.forms import Form
 from dask_loader.catalog.schema import plain_schema
 from dask_loader.errors import CastError
 from dask_loader.plan.order import Ints, permutation
+from dask_loader.read.ahead import open_slices
 from dask_loader.read.cast import MisfitError
 from dask_loader.read.chains import CHAIN_BYTES, Chain
 from dask_loader.read.codes import code_of, encode
@@ -170,7 +171,7 @@ def _parts(
             at += table.num_rows
         return
     start = 0
-    for piece in task.slices:
+    for piece, opened in open_slices(files, options, task.slices, bundle):
         columns: Sequence[Sequence[Form]] = [bundle]
         if task.key is None:
             columns = bundles(
@@ -179,7 +180,7 @@ def _parts(
                 window_rows=task.num_rows,
                 mixed=False,
             )
-        with open_slice(files, options, piece) as file:
+        with opened as file:
             for part in columns:
                 at = start
                 for table in table_pieces(file, piece, options, part):

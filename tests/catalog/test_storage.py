@@ -104,7 +104,7 @@ def test_a_storage_pickles_and_opens_one_file_system_a_process() -> None:
     storage = make_storage("memory", {"b": 1, "a": "x"})
     assert pickle.loads(pickle.dumps(storage)) == storage
     assert storage == make_storage("memory", {"a": "x", "b": 1})
-    assert storage.arrow() is storage.arrow()
+    assert storage.fsspec() is storage.fsspec()
 
 
 def test_an_identity_is_only_what_no_other_content_ever_has(

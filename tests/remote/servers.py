@@ -21,6 +21,10 @@ _SLOW_DOWN = (
     b"<?xml version='1.0'?><Error><Code>SlowDown</Code>"
     b"<Message>Reduce your request rate</Message></Error>"
 )
+_DENIED = (
+    b"<?xml version='1.0'?><Error><Code>AccessDenied</Code>"
+    b"<Message>Access Denied</Message></Error>"
+)
 _HOP = {"connection", "transfer-encoding", "keep-alive", "server", "date"}
 
 
@@ -107,8 +111,10 @@ class FaultProxy(_Server):
     """Stands before a server, counts the requests and makes some of them fail.
 
     Attributes:
-        fault: "503", "reset", "cut" or "hang"; "" for none.
+        fault: "503", "403", "reset", "cut", "hang" or, for a body of a few bytes a
+            second, "crawl"; "" for none.
         share: How many of the requests fail.
+        only: The method of those that fail; "" for any.
         log: (method, path, the Range header or "") of each request.
         faults: How many there were of each kind.
         hang: Set it to let hanging requests go.
@@ -116,7 +122,7 @@ class FaultProxy(_Server):
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
-        self.fault, self.share = "", 1.0
+        self.fault, self.share, self.only = "", 1.0, ""
         self.log = list[tuple[str, str, str]]()
         self.faults = Counter[str]()
         self.hang = threading.Event()
@@ -130,15 +136,17 @@ class FaultProxy(_Server):
 
     def reset(self) -> None:
         """Forget the log and have no more faults."""
-        self.fault, self.share = "", 1.0
+        self.fault, self.share, self.only = "", 1.0, ""
         self.log.clear()
         self.faults.clear()
         self._random.seed(0)
 
-    def draw(self) -> str:
+    def draw(self, method: str) -> str:
         """Return what is to befall a request."""
         with self._lock:
-            if not self.fault or self._random.random() >= self.share:
+            if self.only not in ("", method) or not self.fault:
+                return ""
+            if self._random.random() >= self.share:
                 return ""
             self.faults[self.fault] += 1
             return self.fault
@@ -155,9 +163,12 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         asked = self.headers.get("Range", "")
         self.server.log.append((self.command, self.path, asked))
-        fault = self.server.draw()
+        fault = self.server.draw(self.command)
         if fault == "503":
             self._send(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
+            return
+        if fault == "403":
+            self._send(403, {"Content-Type": "application/xml"}, _DENIED)
             return
         if fault == "reset":
             self._abort()
@@ -178,15 +189,21 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             answer = upstream.getresponse()
             content = answer.read()
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in _HOP}
-            cut = len(content) // 2 if fault == "cut" else None
-            self._send(answer.status, headers, content, cut)
+            cut = {"cut": len(content) // 2, "crawl": 0}.get(fault)
+            self._send(answer.status, headers, content, cut, crawl=fault == "crawl")
         finally:
             upstream.close()
 
     do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _pass  # noqa: N815
 
     def _send(
-        self, status: int, headers: dict[str, str], body: bytes, cut: int | None = None
+        self,
+        status: int,
+        headers: dict[str, str],
+        body: bytes,
+        cut: int | None = None,
+        *,
+        crawl: bool = False,
     ) -> None:
         self.send_response_only(status)
         for name, value in headers.items():
@@ -197,6 +214,10 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(body[:cut])
+        for byte in body if crawl and self.command != "HEAD" else b"":
+            self.wfile.write(bytes((byte,)))
+            if self.server.hang.wait(0.2):
+                break
         if cut is not None and self.command != "HEAD":
             self._abort()
 
