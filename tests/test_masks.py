@@ -229,3 +229,26 @@ def test_a_column_with_a_masks_name_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"x": [1], "x__valid": [2]}), tmp_path / "a.parquet")
     with pytest.raises(ConfigError, match="adds a column 'x__valid', and there is one"):
         ParquetDataset(tmp_path, client="threads", nulls="mask")
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.int8(), 0), pa.list_(FIXED, 0)])
+@pytest.mark.parametrize("nulls", ["mask", "error"])
+def test_lists_without_width_end_nothing(
+    tmp_path: Path, kind: pa.DataType, nulls: str
+) -> None:
+    pq.write_table(pa.table({"id": np.arange(40)}), tmp_path / "a.parquet")
+
+    def make(table: pa.Table) -> pa.Table:
+        empty = [[] for _ in range(len(table))]
+        lists = pa.array([[[]] for _ in range(len(table))], pa.list_(kind))
+        return pa.table({"id": table["id"], "e": pa.array(empty, kind), "l": lists})
+
+    with ParquetDataset(
+        tmp_path, client="threads", transform=make, nulls=nulls, shuffle=True
+    ) as dataset:
+        batch = next(iter(dataset))
+    assert batch["e"].shape[:2] == (40, 0)
+    assert batch["l"].offsets.tolist() == list(range(41))
+    if nulls == "mask":
+        assert batch["e__valid"].shape[:2] == (40, 0)
+        assert batch["l__valid"].all()

@@ -327,8 +327,20 @@ def test_nulls_that_it_makes_follow_the_policy(folder: Path) -> None:
         ids = table["id"].to_numpy()
         return pa.table({"h": pa.array(ids, mask=ids == 4444)})
 
-    with dataset_of(folder, holes) as dataset, pytest.raises(NullError, match="'h'"):
+    text = "'h' has 1 nulls in .* or make others in transform="
+    with dataset_of(folder, holes) as dataset, pytest.raises(NullError, match=text):
         list(dataset)
+
+
+def test_tensors_of_fixed_shape_keep_it(folder: Path) -> None:
+    def tensors(table: pa.Table) -> pa.Table:
+        values = np.arange(len(table) * 6, dtype=np.float32).reshape(len(table), 2, 3)
+        return pa.table({"t": pa.FixedShapeTensorArray.from_numpy_ndarray(values)})
+
+    with dataset_of(folder, tensors) as dataset:
+        batch = next(iter(dataset))
+    assert batch["t"].shape == (300, 2, 3)
+    assert batch["t"][1].tolist() == [[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]]
 
 
 def test_rows_that_depend_on_others_are_warned_of(folder: Path) -> None:

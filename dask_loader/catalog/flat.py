@@ -9,6 +9,7 @@ column is a number, a text, or (fixed-size) lists of these, and has one leaf in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
@@ -255,29 +256,55 @@ def _as_even_lists(lists: pa.Array, values: pa.Array, width: int) -> pa.Array:
     )
 
 
+def fixed_lists(
+    values: pa.Array, width: int, num_rows: int, mask: pa.Array | None = None
+) -> pa.Array:
+    """Return fixed-size lists of values, null where the mask is.
+
+    Without width there is nothing to tell the rows by; Arrow would divide by it.
+    """
+    kind = pa.list_(pa.field("item", values.type), width)
+    if width:
+        return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
+    nulls = [False] * num_rows if mask is None else mask.to_pylist()
+    return pa.array([None if null else [] for null in nulls], kind)
+
+
+def nested_lists(values: pa.Array, shape: Sequence[int], num_rows: int) -> pa.Array:
+    """Return rows of a shape as nested fixed-size lists of values."""
+    for depth in reversed(range(len(shape))):
+        outer = math.prod(shape[:depth]) * num_rows
+        values = fixed_lists(values, shape[depth], outer)
+    return values
+
+
 def _as_fixed_lists(lists: pa.Array, values: pa.Array, width: int) -> pa.Array:
     """Return fixed-size lists of other values, null where `lists` are."""
     mask = lists.is_null() if lists.null_count else None
-    kind = pa.list_(pa.field("item", values.type), width)
-    return pa.FixedSizeListArray.from_arrays(values, type=kind, mask=mask)
+    return fixed_lists(values, width, len(lists), mask)
 
 
 def _stored(array: pa.Array) -> pa.Array:
     """Return what an array of an extension type stores; see _storage_type."""
     kind, storage = array.type, array.storage
-    if not (isinstance(kind, pa.FixedShapeTensorType) and not kind.permutation):
+    if not _is_shaped(kind):
         return storage.cast(_storage_type(kind))
     items = storage.type.list_size
-    nested = storage.values.slice(storage.offset * items, len(storage) * items)
-    for length in reversed(kind.shape[1:]):
-        inner = pa.list_(pa.field("item", nested.type), length)
-        nested = pa.FixedSizeListArray.from_arrays(nested, type=inner)
-    return _as_fixed_lists(storage, nested, kind.shape[0])
+    values = storage.values.slice(storage.offset * items, len(storage) * items)
+    inner = nested_lists(values, kind.shape[1:], len(storage) * kind.shape[0])
+    return _as_fixed_lists(storage, inner, kind.shape[0])
+
+
+def _is_shaped(kind: pa.BaseExtensionType) -> bool:
+    """Whether a type is a tensor of fixed shape, whose axes are in their order."""
+    if not isinstance(kind, pa.FixedShapeTensorType):
+        return False
+    return not kind.permutation or list(kind.permutation) == sorted(kind.permutation)
 
 
 def _storage_type(kind: pa.BaseExtensionType) -> pa.DataType:
     """Return what an extension type stores, a tensor of fixed shape as nested lists."""
-    if isinstance(kind, pa.FixedShapeTensorType) and not kind.permutation:
+    if _is_shaped(kind):
         nested = kind.value_type
         for length in reversed(kind.shape):
             nested = pa.list_(pa.field("item", nested), length)

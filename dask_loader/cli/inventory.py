@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dask_loader.catalog.footers import INT96_UNIT, parse_error
 from dask_loader.catalog.keys import Keys
 from dask_loader.catalog.provenance import FILE, PADDED, ROW, ROW_GROUP, public_path
-from dask_loader.catalog.storage import Storage, open_error
+from dask_loader.catalog.storage import Storage
 from dask_loader.read.ranges import open_plain
 
 Ints = NDArray[np.int64]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dask_loader.catalog.flat import fixed_lists
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.cast import MisfitError
@@ -35,9 +36,8 @@ def encode(array: pa.Array, form: Form, vocabulary: Vocabulary) -> pa.Array:
         width = array.type.list_size
         items = array.values.slice(array.offset * width, len(array) * width)
         codes = encode(items, form, vocabulary)
-        kind = pa.list_(pa.field("item", codes.type), width)
         mask = array.is_null() if array.null_count else None
-        return pa.FixedSizeListArray.from_arrays(codes, type=kind, mask=mask)
+        return fixed_lists(codes, width, len(array), mask)
     if not pa.types.is_dictionary(array.type):
         array = array.dictionary_encode()
     lookup = _lookup(vocabulary)

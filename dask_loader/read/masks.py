@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from dask_loader.catalog.flat import nested_lists
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.masks import ITEMS_VALID
 from dask_loader.errors import NullError
@@ -83,10 +84,7 @@ def _shaped(array: pa.Array) -> pa.Array:
     flat = flatten(array)
     num_items = len(flat.values)
     found = pa.array(flat.valid) if flat.valid is not None else _all_true(num_items)
-    for width in reversed(widths):
-        kind = pa.list_(pa.field("item", found.type), width)
-        found = pa.FixedSizeListArray.from_arrays(found, type=kind)
-    return found
+    return nested_lists(found, widths, len(array))
 
 
 def _all_true(num_items: int) -> pa.Array:

@@ -81,15 +81,27 @@ def make_null_policy(
 
 
 def null_error(
-    form: Form, count: int, *, path: str, row_group: int, where: str = ""
+    form: Form,
+    count: int,
+    *,
+    path: str,
+    row_group: int,
+    where: str = "",
+    made: bool = False,
 ) -> NullError:
-    """Describe nulls for which there is no policy."""
+    """Describe nulls for which there is no policy; `made` ones by a transform."""
+    leave_out = (
+        "or make others in transform="
+        if made
+        else f"or leave them out with "
+        f"filters=~pyarrow.compute.field({form.name!r}).is_null()"
+    )
     nan = 'nulls="nan" (for float columns), ' if _is_float(form) else ""
     number = "" if count < 0 else f"{count} "
     return NullError(
         f"column {form.name!r} has {number}nulls in {path!r}, row group {row_group}"
-        f"{where}; choose what becomes of them with {nan}nulls={{{form.name!r}: value}}, "
-        f"or leave them out with filters=~pyarrow.compute.field({form.name!r}).is_null()",
+        f"{where}; choose what becomes of them with {nan}nulls={{{form.name!r}: value}} or "
+        f'nulls="mask", {leave_out}',
         path=path,
         row_group=row_group,
         column=form.name,

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from dask_loader.catalog.flat import nested_lists
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.vocabulary import Vocabulary
 from dask_loader.read.cast import MisfitError, cast_into
@@ -138,8 +139,4 @@ def _leaves(
         cast_into(flat.values, out, valid=flat.valid, exact=form.exact)
         if flat.valid is not None:
             np.copyto(out, np.array(fill).astype(out.dtype), where=~flat.valid)
-    items = pa.array(out)
-    for length in reversed(form.shape):
-        kind = pa.list_(pa.field("item", items.type), length)
-        items = pa.FixedSizeListArray.from_arrays(items, type=kind)
-    return items, flat.null_count
+    return nested_lists(pa.array(out), form.shape, len(array)), flat.null_count

@@ -355,7 +355,13 @@ class _Sink:
         return self._inverse
 
     def _refuse(self, form: Form, count: int, piece: SliceTask) -> None:
-        raise null_error(form, count, path=piece.path, row_group=piece.row_group)
+        raise null_error(
+            form,
+            count,
+            path=piece.path,
+            row_group=piece.row_group,
+            made=self._task.options.transform is not None,
+        )
 
 
 def _scratch_block(num_bytes: int) -> Block:
