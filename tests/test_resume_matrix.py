@@ -126,7 +126,7 @@ def matrix(*, spawned: bool = False, other_batches: bool = False) -> Any:
                 continue
             if other_batches and not way.any_step_rows:
                 continue
-            if engine == "cluster" and not spawned and name not in ON_CLUSTER:
+            if engine == "cluster" and name not in ON_CLUSTER:
                 continue
             quick = engine == "threads" and "2" not in name
             marks = [] if quick else [pytest.mark.slow]
@@ -135,14 +135,9 @@ def matrix(*, spawned: bool = False, other_batches: bool = False) -> Any:
     return pytest.mark.parametrize(("client", "way"), found, indirect=True)
 
 
-# Where all ways have been tried on the cluster, by every cut, these stand for all.
-ON_CLUSTER = ("dataset", "ours, 2 workers")
-# On the cluster, spawned workers of one loader stand for all.
-NOT_SPAWNED = {
-    ("threads", "torch's, 2 spawned"),  # test_loader.py spawns these
-    ("cluster", "torch's, 2 spawned"),
-    ("cluster", "torchdata's, 2 spawned"),
-}
+# The others differ from these in what reads no window.
+ON_CLUSTER = ("dataset", "ours, 2 workers", "ours, 2 spawned")
+NOT_SPAWNED = {("threads", "torch's, 2 spawned")}  # test_loader.py spawns these
 
 
 @pytest.fixture(scope="module")
