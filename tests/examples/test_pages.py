@@ -11,7 +11,7 @@ DOCS = Path(__file__).parents[2] / "docs"
 
 
 @pytest.mark.parametrize(
-    ("page", "num_blocks", "num_prints"), [("types.md", 2, 6), ("transforms.md", 3, 3)]
+    ("page", "num_blocks", "num_prints"), [("types.md", 4, 8), ("transforms.md", 3, 3)]
 )
 def test_the_examples_print_what_they_say(
     page: str,
