@@ -239,7 +239,9 @@ class _Cursor:
         self.is_open = True
         self._stack = ExitStack()
         row_bytes = max(1, sum(form.row_bytes for form in forms))
-        self._file = self._stack.enter_context(open_slice(files, options, piece))
+        # Each window looks at the file; giving up what no window needs must not fail.
+        opened = open_slice(files, options, piece, looks_after=False)
+        self._file = self._stack.enter_context(opened)
         self._tables = kept_tables(
             self._file,
             piece,

@@ -70,6 +70,7 @@ class OpenFiles:
         verify_checksums: bool,
         digest: str = "",
         dictionaries: tuple[str, ...] = (),
+        looks_after: bool = True,
     ) -> Iterator[pq.ParquetFile]:
         """Lend the file, and look whether it still is the one the catalog knows.
 
@@ -78,7 +79,8 @@ class OpenFiles:
         one after reading tells of changes before and during it. A local one is looked at
         before too, since it is mapped.
 
-        Columns named in `dictionaries` are read as such where they hold text.
+        Columns named in `dictionaries` are read as such where they hold text. With
+        looks_after=False the borrower looks itself, before it hands on what it read.
 
         Raises:
             DataChangedError: It is not, or is gone.
@@ -97,7 +99,8 @@ class OpenFiles:
                 with self._opening[hash(key) % len(self._opening)]:
                     file = self._open(key)
             yield file
-            storage.check(path, stamp)
+            if looks_after:
+                storage.check(path, stamp)
         except BaseException as error:
             if file is not None:
                 file.close()

@@ -64,9 +64,15 @@ def check_group(file: pq.ParquetFile, task: SliceTask) -> None:
 
 @contextmanager
 def open_slice(
-    files: OpenFiles, options: ReadOptions, task: SliceTask
+    files: OpenFiles, options: ReadOptions, task: SliceTask, *, looks_after: bool = True
 ) -> Iterator[pq.ParquetFile]:
     """Borrow a slice's file and see that it holds the row group that was planned.
+
+    Args:
+        files: Lends the file.
+        options: Of the dataset.
+        task: The slice.
+        looks_after: See OpenFiles.borrow.
 
     Raises:
         DataChangedError: The file is not the one that was planned.
@@ -81,6 +87,7 @@ def open_slice(
             verify_checksums=options.verify_checksums,
             digest=task.digest,
             dictionaries=options.dictionaries,
+            looks_after=looks_after,
         ) as file:
             check_group(file, task)
             yield file

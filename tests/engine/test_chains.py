@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import cluster
-from dask_loader import BadFileError, DataLoader, ParquetDataset
+from dask_loader import BadFileError, DataChangedError, DataLoader, ParquetDataset
 from dask_loader.read import chains as chains_module
 from dask_loader.read import pieces as pieces_module
 from dask_loader.read.chains import Chains
@@ -416,3 +416,29 @@ def test_a_worker_that_dies_in_the_middle_of_a_chain_changes_no_batch(
                 pid = client.run(os.getpid, workers=[home])[home]
                 os.kill(pid, signal.SIGKILL)
     assert same(got, wanted)
+
+
+def test_an_epoch_that_is_given_up_ends_in_silence_also_if_its_file_is_gone(tmp_path):
+    path = tmp_path / "gone.parquet"
+    pq.write_table(pa.table({"id": np.arange(5000)}), path)
+    with ParquetDataset(
+        path, client="threads", batch_size=100, shuffle_window=400
+    ) as dataset:
+        batches = iter(dataset)
+        assert next(batches)["id"].tolist() == list(range(100))
+        path.unlink()
+        batches.close()
+        dataset.close()
+
+
+def test_a_file_that_is_gone_between_windows_of_a_row_group_is_named(tmp_path):
+    path = tmp_path / "gone.parquet"
+    pq.write_table(pa.table({"id": np.arange(50_000)}), path)
+    with ParquetDataset(
+        path, client="threads", batch_size=100, shuffle_window=400
+    ) as dataset:
+        batches = iter(dataset)
+        next(batches)
+        path.unlink()
+        with pytest.raises(DataChangedError, match=r"gone\.parquet"):
+            list(batches)
