@@ -21,6 +21,8 @@ from dask_loader import BadFileError, DataChangedError, DataLoader, ParquetDatas
 from dask_loader.read import chains as chains_module
 from dask_loader.read import pieces as pieces_module
 from dask_loader.read.chains import Chains
+from dask_loader.read.files import OpenFiles
+from dask_loader.read.window import read_window
 
 GROUPS = (9000, 7, 13_001)
 NUM_ROWS = sum(GROUPS)
@@ -418,17 +420,23 @@ def test_a_worker_that_dies_in_the_middle_of_a_chain_changes_no_batch(
     assert same(got, wanted)
 
 
-def test_an_epoch_that_is_given_up_ends_in_silence_also_if_its_file_is_gone(tmp_path):
+def test_a_row_group_that_is_given_up_may_have_lost_its_file(tmp_path):
     path = tmp_path / "gone.parquet"
     pq.write_table(pa.table({"id": np.arange(5000)}), path)
-    with ParquetDataset(
-        path, client="threads", batch_size=100, shuffle_window=400
-    ) as dataset:
-        batches = iter(dataset)
-        assert next(batches)["id"].tolist() == list(range(100))
-        path.unlink()
-        batches.close()
-        dataset.close()
+    files = OpenFiles()
+    chains = Chains(files)
+    with ParquetDataset(path, client="threads", shuffle_window=400) as dataset:
+        run = dataset._course.plan_next(dataset.world)
+        task = dataset._pipeline().partitions(run)[0][0]
+        chain = chains.enter(task)
+        window = read_window(task, files, lambda n: np.empty(n, np.uint8), chain)
+        chains.leave(task)
+    assert window.arrays["id"].tolist() == list(range(task.num_rows))
+    assert len(chains) == 1
+    path.unlink()
+    chains.close()
+    files.close()
+    assert len(chains) == 0
 
 
 def test_a_file_that_is_gone_between_windows_of_a_row_group_is_named(tmp_path):
