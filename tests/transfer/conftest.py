@@ -54,20 +54,31 @@ def place(request, tmp_path: Path) -> Iterator[Place]:
     made.close()
 
 
+def _targets() -> list[str]:
+    """What this process's descriptors are open on."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        try:
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+        except FileNotFoundError:  # the listing's own
+            continue
+    return found
+
+
 @pytest.fixture
 def num_memfds() -> Callable[[], int]:
     """How many memfds of ours this process has open."""
+    return lambda: sum("memfd:dask-loader" in target for target in _targets())
 
-    def count() -> int:
-        found = 0
-        for fd in os.listdir("/proc/self/fd"):
-            try:
-                found += "memfd:dask-loader" in os.readlink(f"/proc/self/fd/{fd}")
-            except FileNotFoundError:  # the listing's own
-                continue
-        return found
 
-    return count
+@pytest.fixture
+def num_files(tmp_path: Path) -> Callable[[], int]:
+    """How many files of ours this process has open, whether they have a name or not.
+
+    Other descriptors are not counted: a cluster of other tests opens and closes some.
+    """
+    ours = (str(tmp_path), "/memfd:dask-loader")
+    return lambda: sum(target.startswith(ours) for target in _targets())
 
 
 class WriterProcess:

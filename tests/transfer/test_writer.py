@@ -347,15 +347,15 @@ def test_the_memory_of_a_dead_owner_is_let_go(start_writer):
     assert (mapped_slabs(), len(mappings)) == (before, 0)
 
 
-def test_no_descriptor_stays_open_whatever_the_outcome(pool):
+def test_no_descriptor_stays_open_whatever_the_outcome(pool, num_files):
     mappings, loan, gone = Mappings(), pool.lend(SIZE), pool.lend(SIZE)
     gone.drop()
-    before = len(os.listdir("/proc/self/fd"))
+    before = num_files()
     for _ in range(2):
         assert outcome_of(loan.name, mappings) is Outcome.READY
         assert outcome_of(gone.name, mappings) is Outcome.ABSENT
         mappings.map_for_reading(loan.name)
         # Python keeps a copy of the descriptor for each mapping.
-        assert len(os.listdir("/proc/self/fd")) == before + 1
+        assert num_files() == before + 1
     mappings.drop_idle(0.0)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert num_files() == before
