@@ -183,9 +183,16 @@ class Course:
         return self._progress
 
     def count(
-        self, progress: Progress, items: Generator[Item, None, None]
+        self, progress: Progress, items: Generator[Item, None, None], owner: object
     ) -> Generator[Item, None, None]:
-        """Hand on a run's batches, counting them; closes them when it is closed."""
+        """Hand on a run's batches, counting them; closes them when it is closed.
+
+        Args:
+            progress: Of the run.
+            items: Its batches.
+            owner: Kept alive meanwhile: a loop over a dataset that has no name must not
+                end with the dataset's end.
+        """
         with closing(items):
             for item in items:
                 progress.num_items += 1
@@ -194,6 +201,7 @@ class Course:
                 self._untouched = self._loaded = None
                 yield item
             self._untouched = None
+        del owner
 
     # ---- going on from where a run stood -----------------------------------------------
 

@@ -118,6 +118,7 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
+        window_timeout: Longest wait for the next window while its Dask worker lives.
         rank_timeout: Longest wait at the begin of an epoch for the other ranks, where
             torch.distributed is initialised: they compare what they are about to read.
         footer_cache: Remember the files' footers, and how many rows filters keep, for the
@@ -177,6 +178,7 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
+        window_timeout: float | str = "15 min",
         rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
         transform: Callable[[pa.Table], pa.Table] | None = None,
@@ -199,6 +201,7 @@ class ParquetDataset(IterableDataset[Any]):
             memory_limit=memory_limit,
             verify_checksums=verify_checksums,
             worker_timeout=worker_timeout,
+            window_timeout=window_timeout,
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
             provenance=provenance,
@@ -357,7 +360,8 @@ class ParquetDataset(IterableDataset[Any]):
             progress = self._course.begin_in_worker(
                 self.world, worker.id, worker.num_workers
             )
-        return self._course.count(progress, self._iterate(progress.run, turn, progress))
+        items = self._iterate(progress.run, turn, progress)
+        return self._course.count(progress, items, self)
 
     # ---- going on from where a run stood ----------------------------------------------
 
@@ -544,7 +548,7 @@ class ParquetDataset(IterableDataset[Any]):
         self, progress: Progress, batches: Generator[Any, None, None]
     ) -> Generator[Any, None, None]:
         """Hand on a run's batches, counting them for state_dict()."""
-        return self._course.count(progress, batches)
+        return self._course.count(progress, batches, self)
 
     def _send_windows(self, turn: Turn, start: Start) -> Iterator[Sent | SentError]:
         try:

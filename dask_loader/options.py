@@ -25,6 +25,7 @@ class DatasetOptions:
     num_splits: int | None = None
     memory_limit: int | str = "1 GiB"
     worker_timeout: float | str = "60 s"
+    window_timeout: float | str = "15 min"
     rank_timeout: float | str = "5 min"
     verify_checksums: bool = True
     footer_cache: bool | str | os.PathLike[str] = True
@@ -70,6 +71,7 @@ class DatasetOptions:
             )
         parse_bytes(self.memory_limit, name="memory_limit")
         parse_seconds(self.worker_timeout, name="worker_timeout")
+        parse_seconds(self.window_timeout, name="window_timeout")
         parse_seconds(self.rank_timeout, name="rank_timeout")
 
     @property
@@ -81,6 +83,11 @@ class DatasetOptions:
     def worker_timeout_s(self) -> float:
         """worker_timeout in seconds."""
         return parse_seconds(self.worker_timeout, name="worker_timeout")
+
+    @property
+    def window_timeout_s(self) -> float:
+        """window_timeout in seconds."""
+        return parse_seconds(self.window_timeout, name="window_timeout")
 
     @property
     def rank_timeout_s(self) -> float:

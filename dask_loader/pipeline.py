@@ -57,6 +57,7 @@ def make_engine(
         limit = options.memory_bytes
         return ThreadsEngine(
             memory_limit=limit,
+            window_timeout_s=options.window_timeout_s,
             local_world_size=local_world_size(),
             shared=SharedPool(MemfdPlace(), limit) if sends_windows else None,
         )
@@ -67,6 +68,7 @@ def make_engine(
         where,
         worker_timeout_s=options.worker_timeout_s,
         memory_limit=options.memory_bytes,
+        window_timeout_s=options.window_timeout_s,
     )
 
 
