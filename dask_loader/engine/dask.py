@@ -85,6 +85,9 @@ _MAX_LOSSES = 5
 # worker too, then by a third: theirs may hang, or be stopped.
 _SLOW = 8.0
 _MAX_COPIES = 3
+# A worker that was so slow is given no window for a while, if there are others: its thread
+# may hang for good. In times of what was found slow.
+_SUSPECT_FOR = 5.0
 # How many looks around go by between two at what the workers say of themselves.
 _LOOKS_PER_STATUS = 5
 
@@ -125,6 +128,7 @@ class DaskEngine:
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._environments = Environments()
         self._longest_s = 0.0  # a wait for a window, so far
+        self._suspects: dict[str, float] = {}  # workers, and until when
         self._link = Connection(where, patience_s=worker_timeout_s, stop=self._stop)
         self._hunger = HungerReports(self._link, self._token)
         self._executor = ThreadPoolExecutor(
@@ -262,6 +266,9 @@ class DaskEngine:
         """Submit a task, with a slab if there is one."""
         live = self._link.live
         loan = self._sharing.lend(task)
+        if among is None and self._suspected():
+            suspects = self._suspected()
+            among = [w for w in list(self._workers) if w not in suspects] or None
         home = self._home(task, among)
         light, function = task, None
         try:
@@ -345,7 +352,8 @@ class DaskEngine:
                 for each in race:
                     each.release()
             if window is not None:
-                self._longest_s = max(self._longest_s, time.monotonic() - began)
+                if len(race) == 1:
+                    self._longest_s = max(self._longest_s, time.monotonic() - began)
                 return window
             if pending.given_up.is_set() or self._stop.is_set():
                 raise ClosedError(f"{what} was given up")
@@ -519,26 +527,48 @@ class DaskEngine:
             waited_s = time.monotonic() - began
             if waited_s >= self._window_timeout_s:
                 raise self._too_slow(what, race, waited_s)
-            if again is not None and waited_s >= slow_s and len(race) < _MAX_COPIES:
-                others = self._others(race, workers)
-                if others:
-                    log.warning(
-                        "%s takes %.0f s; another Dask worker reads it too",
-                        what,
-                        waited_s,
-                    )
-                    race.append(again(others))
-                    race[-1].tell(done)
-                    slow_s = 2 * waited_s
+            if again is None or len(race) >= _MAX_COPIES:
+                continue
+            slow = waited_s >= slow_s
+            others = self._others(race, workers, slow_s if slow else 0.0)
+            if others:
+                log.warning(
+                    "%s takes %.0f s; another Dask worker reads it too", what, waited_s
+                )
+                race.append(again(others))
+                race[-1].tell(done)
+                slow_s = 2 * waited_s
         for begun in race:
             if begun.future is not None and begun.future.done():
                 return begun
         raise ConnectionLostError(race[0].live.generation, "others connected anew")
 
-    def _others(self, race: list[_Begun], workers: Mapping[str, int]) -> list[str]:
-        """Return the workers that may be better than those that read a window now."""
-        busy = self._readers(race)
-        return [address for address in workers if address not in busy] if busy else []
+    def _others(
+        self, race: list[_Begun], workers: Mapping[str, int], slow_s: float
+    ) -> list[str]:
+        """Return the workers that may be better than those that read a window now.
+
+        Args:
+            race: The window.
+            workers: All.
+            slow_s: What it took to call it slow; 0 if it is not: then there are others
+                only if all who read it were slow before.
+        """
+        suspects = self._suspected()
+        if not slow_s and not suspects:
+            return []
+        readers = self._readers(race)
+        if not readers or (not slow_s and not suspects.issuperset(readers)):
+            return []
+        if slow_s:
+            until_s = time.monotonic() + _SUSPECT_FOR * slow_s
+            self._suspects.update(dict.fromkeys(readers, until_s))
+        return [w for w in workers if w not in readers and w not in suspects]
+
+    def _suspected(self) -> set[str]:
+        """Return the workers that were very slow of late."""
+        now_s = time.monotonic()
+        return {w for w, until_s in self._suspects.copy().items() if until_s > now_s}
 
     def _readers(self, race: list[_Begun]) -> list[str]:
         """Return the workers that a window was given to."""
@@ -566,7 +596,7 @@ class DaskEngine:
             f"on {' and '.join(readers)}" if readers else "waiting for a free worker"
         )
         return WindowError(
-            f"{what} was not read within {waited_s:.0f} s (it is {place}); look at those "
+            f"{what} was not done within {waited_s:.0f} s (it is {place}); look at those "
             "workers' logs and what they wait for, or allow more with window_timeout="
         )
 
