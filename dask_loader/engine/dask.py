@@ -128,6 +128,7 @@ class DaskEngine:
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._environments = Environments()
         self._longest_s = 0.0  # a wait for a window, so far
+        self._alone = threading.Lock()  # for windows that may kill workers
         self._suspects: dict[str, float] = {}  # workers, and until when
         self._link = Connection(where, patience_s=worker_timeout_s, stop=self._stop)
         self._hunger = HungerReports(self._link, self._token)
@@ -200,6 +201,11 @@ class DaskEngine:
             begun = [_Begun(f, live, None, (), None) for f in futures]
             try:
                 return [self._take([one], name)[1] for one in begun]
+            except _KilledError as killed:
+                raise WindowError(
+                    f"{name} killed every Dask worker that tried it ({killed}); give the "
+                    "workers more memory"
+                ) from killed
             finally:
                 # Not cancelled: a client that asks for the same key at this very moment
                 # would be told that it was.
@@ -328,14 +334,37 @@ class DaskEngine:
         self, task: WindowTask, pending: _Pending, begun: _Begun
     ) -> WindowData:
         what = describe_slices(task)
-        race = [begun]
         numbers = itertools.count(1)
-        failures = losses = 0
 
         def again(among: list[str] | None = None) -> _Begun:
             place = (*begun.place[:2], next(numbers))
             return self._begin(task, pending, place, among)
 
+        try:
+            return self._read(task, pending, begun, again)
+        except _KilledError:
+            # Whatever waited on a worker that died is suspected. Of those that are read
+            # again one by one, only the guilty one kills again.
+            log.warning("%s killed Dask workers, or died with them; once more", what)
+            with self._alone:
+                try:
+                    return self._read(task, pending, again(), again)
+                except _KilledError as killed:
+                    raise WindowError(
+                        f"{what} killed every Dask worker that tried it ({killed}); give "
+                        "the workers more memory, or make shuffle_window smaller"
+                    ) from killed
+
+    def _read(
+        self,
+        task: WindowTask,
+        pending: _Pending,
+        begun: _Begun,
+        again: Callable[..., _Begun],
+    ) -> WindowData:
+        what = describe_slices(task)
+        race = [begun]
+        failures = losses = 0
         while True:
             window = None
             began = time.monotonic()
@@ -638,10 +667,7 @@ class DaskEngine:
             why = getattr(error, "reason", None) or type(error).__name__
             return ConnectionLostError(begun.live.generation, why)
         if isinstance(error, KilledWorker):
-            return WindowError(
-                f"{what} killed every Dask worker that tried it ({error}); give the "
-                "workers more memory, or make shuffle_window smaller"
-            )
+            return _KilledError(str(error))
         hint = ""
         if isinstance(error, ImportError) or "No module named" in str(error):
             hint = "; install the same packages on the Dask workers as here"
@@ -652,6 +678,10 @@ class DaskEngine:
 
 class _HomeLostError(Exception):
     """The one worker that was to read a window is gone."""
+
+
+class _KilledError(Exception):
+    """Too many workers died that a window was given to."""
 
 
 class _Begun(NamedTuple):
