@@ -29,6 +29,8 @@ from dask_loader.catalog.gather import Footers, MapFunction
 from dask_loader.catalog.keys import Keys, Partitioning, find_keys
 from dask_loader.catalog.schema import choose_columns
 from dask_loader.catalog.storage import Sight, Stamp, Storage
+from dask_loader.catalog.summarized import SummaryFooters
+from dask_loader.catalog.summary import Summary
 from dask_loader.errors import ColumnError, ConfigError, SchemaError
 
 Ints = NDArray[np.int64]
@@ -188,6 +190,7 @@ def read_catalog(
     widened: Mapping[str, pa.DataType] | None = None,
     any_type: bool = False,
     own_types: bool = False,
+    summary: Summary | None = None,
 ) -> Catalog:
     """Read all footers and check them against each other.
 
@@ -212,6 +215,7 @@ def read_catalog(
         widened: Types of columns that the first file has nothing but nulls of.
         any_type: Columns need no tensor form.
         own_types: Columns are delivered as files nest them.
+        summary: Says what the footers say.
 
     Raises:
         ColumnError: A column is not there.
@@ -225,7 +229,11 @@ def read_catalog(
     asked = f"{columns!r} {name_filter(filters)}{' own' * own_types}"
     if given is not None or partitioning is not None:
         asked += _name_layout(partitioning, given)
-    footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
+    footers: Footers | SummaryFooters
+    if summary is None:
+        footers = Footers(storage, paths, listed=listed or {}, cache=cache, asked=asked)
+    else:
+        footers = SummaryFooters(storage, paths, summary, listed or {})
     nested = footers.first_schema() if given is None else given.remove_metadata()
     origin = paths[0] if given is None else "schema="
     keys = find_keys(partitioning, base, paths, flat_schema(nested))
@@ -253,6 +261,7 @@ def read_catalog(
         partitioning=partitioning,
         any_type=any_type,
         own_types=own_types,
+        summary=summary,
     )
     of_files, own_of_files = asked_of, schema
     for column, kind in (widened or {}).items():

@@ -19,6 +19,13 @@ from dask_loader.catalog.storage import (
     make_storage,
     sight_of,
 )
+from dask_loader.catalog.summarized import (
+    Parts,
+    look_at_parts,
+    read_summary,
+    warn_of_others,
+)
+from dask_loader.catalog.summary import SCHEMA_ONLY, SUMMARY, Summary, is_summary
 from dask_loader.errors import ConfigError, DataNotFoundError
 
 # In a folder these endings are taken for data; a file named outright may be called
@@ -39,12 +46,18 @@ class Found:
         base: The folder below which directories may be keys: the one that was given; of
             a file its own, of a glob the last one before the first wildcard, of a list
             the one that all of it has in common.
+        summary: The `_metadata` file that was named in place of its folder.
+        parts: Its files, as a look found them.
+        aside: `_metadata` and `_common_metadata` of the one folder that was named.
     """
 
     storage: Storage
     paths: tuple[str, ...]
     listed: Mapping[str, Sight] = field(default_factory=dict)
     base: str = ""
+    summary: Summary | None = None
+    parts: Parts | None = None
+    aside: frozenset[str] = frozenset()
 
 
 def discover(
@@ -88,9 +101,10 @@ def discover(
     listed: dict[str, Sight] = {}
     paths: list[str] = []
     bases: list[str] = []
+    aside: set[str] = set()
     seen: set[str] = set()
     for entry in entries:
-        base, below = _files(storage, entry, listed)
+        base, below = _files(storage, entry, listed, aside)
         bases.append(base)
         for found in below:
             if found in seen:
@@ -100,7 +114,39 @@ def discover(
                 )
             seen.add(found)
             paths.append(found)
-    return Found(storage, tuple(paths), listed, _common_folder(bases))
+    if any(map(is_summary, paths)):
+        return _summarized(storage, path, paths)
+    kept = frozenset(aside if len(entries) == 1 else ())
+    return Found(storage, tuple(paths), listed, _common_folder(bases), aside=kept)
+
+
+def _summarized(storage: Storage, path: Any, paths: list[str]) -> Found:
+    """Return the files that a `_metadata` file names, in the order of its folder."""
+    if len(paths) > 1:
+        raise ConfigError(
+            f"path={path!r} names '_metadata' beside other files, and it stands for a "
+            "whole folder; name it alone, or the folder, or the data files"
+        )
+    if storage.decryption is not None:
+        raise ConfigError(
+            f"path={path!r} names '_metadata', and decryption= is given: the footers of "
+            "encrypted files must be read; name the folder"
+        )
+    summary = read_summary(storage, paths[0])
+
+    def below(names: Iterable[str] | None) -> list[str]:
+        names = _list(storage, summary.folder, {}) if names is None else names
+        return sorted(
+            (n for n in names if _is_data(n) and not _hidden(n, summary.folder)),
+            key=_natural,
+        )
+
+    parts = look_at_parts(storage, summary, below)
+    warn_of_others(summary, parts.others, stacklevel=5)
+    if not summary.parts:  # a file without row groups: a schema, and no rows
+        return Found(storage, tuple(paths), base=summary.folder)
+    named = tuple(sorted(summary.parts, key=_natural))
+    return Found(storage, named, parts.listed, summary.folder, summary, parts)
 
 
 def _refuse_chained(entries: list[str]) -> None:
@@ -143,7 +189,7 @@ def _common_folder(folders: list[str]) -> str:
 
 
 def _files(
-    storage: Storage, entry: str, listed: dict[str, Sight]
+    storage: Storage, entry: str, listed: dict[str, Sight], aside: set[str]
 ) -> tuple[str, Iterable[str]]:
     """Return the folder below which directories count, and the files."""
     file_system = storage.fsspec()
@@ -155,7 +201,7 @@ def _files(
     if kind == "file":
         return stripped.rpartition("/")[0], [stripped]
     if kind == "directory":
-        return stripped.rstrip("/"), _below(storage, stripped, listed)
+        return stripped.rstrip("/"), _below(storage, stripped, listed, aside)
     wildcard = _GLOB.search(stripped)
     if wildcard:
         base = stripped[: wildcard.start()].rpartition("/")[0]
@@ -167,18 +213,26 @@ def _files(
     )
 
 
-def _below(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
-    names = _list(storage, folder, listed)
+def _below(
+    storage: Storage, folder: str, listed: dict[str, Sight], aside: set[str]
+) -> list[str]:
+    names = _list(storage, folder, listed, aside)
     found = [name for name in names if _is_data(name)]
     if not found:
         others = ", ".join(repr(n) for n in sorted(names)[:3]) or "no files at all"
         raise DataNotFoundError(
             f"the folder {folder!r} holds no Parquet: no name ends in "
             f"{' or '.join(_ENDINGS)} (it holds {others}); name the folder that does, "
-            "or the files themselves",
+            f"or the files themselves{_empty_hint(aside)}",
             path=folder,
         )
     return sorted(found, key=_natural)
+
+
+def _empty_hint(aside: set[str]) -> str:
+    if not aside:
+        return ""
+    return f" ({min(aside)!r} itself is a dataset of no rows with the folder's schema)"
 
 
 def _matching(storage: Storage, pattern: str, listed: dict[str, Sight]) -> list[str]:
@@ -208,14 +262,25 @@ def _is_data(name: str) -> bool:
     return name.lower().endswith(_ENDINGS)
 
 
-def _list(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
-    """Return all files below a folder that are not hidden; linked folders count."""
+def _list(
+    storage: Storage,
+    folder: str,
+    listed: dict[str, Sight],
+    aside: set[str] | None = None,
+) -> list[str]:
+    """Return all files below a folder that are not hidden; linked folders count.
+
+    The folder's own `_metadata` and `_common_metadata` are put aside.
+    """
+    named = {f"{folder.rstrip('/')}/{name}" for name in (SUMMARY, SCHEMA_ONLY)}
+    aside = set() if aside is None else aside
     if not storage.is_local:
         infos = storage.call("find", folder, what="list", detail=True)
         shown = {n: info for n, info in infos.items() if not _hidden(n, folder)}
         listed.update(
             (n, sight_of(info)) for n, info in shown.items() if info.get("size")
         )
+        aside.update(named & infos.keys())
         return list(shown)
     names: list[str] = []
     seen: set[str] = set()
@@ -226,6 +291,7 @@ def _list(storage: Storage, folder: str, listed: dict[str, Sight]) -> list[str]:
             continue
         seen.add(real)
         names += (os.path.join(root, name) for name in files)
+    aside.update(named.intersection(names))
     return [n for n in names if not _hidden(n, folder)]
 
 

@@ -73,7 +73,7 @@ class Footers:
         """
         self._storage = storage
         self._paths = paths
-        self.sights = _look(storage, paths, listed)
+        self.sights = look_at(storage, paths, listed)
         self._identities = [sight.identity for sight in self.sights]
         self._cache = cache
         root = f"{storage.protocol} {root_of(paths)}"
@@ -188,9 +188,19 @@ class Footers:
         kept.add(paths, still(self._storage, paths, identities), table, name)
 
 
-def _look(
+def look_at(
     storage: Storage, paths: Sequence[str], listed: Mapping[str, Sight]
 ) -> list[Sight]:
+    """Look at files, but open none.
+
+    Args:
+        storage: Where they lie.
+        paths: At least one.
+        listed: What a listing just said of remote files.
+
+    Raises:
+        DataChangedError: A file is gone.
+    """
     if storage.is_local:
         return [storage.look(path) for path in paths]
     # A listing says in one round trip what else takes one for each file; if it says the

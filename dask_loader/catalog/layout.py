@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from dask_loader.catalog.catalog import Catalog, read_catalog
@@ -16,7 +17,13 @@ from dask_loader.catalog.discover import Found
 from dask_loader.catalog.footers import FooterQuery, read_footers
 from dask_loader.catalog.keys import Partitioning, check_partitioning
 from dask_loader.catalog.storage import Sight, Storage
-from dask_loader.errors import BadFileError, ConfigError
+from dask_loader.catalog.summarized import (
+    check_suspects,
+    require_complete,
+    warn_of_stale,
+)
+from dask_loader.catalog.summary import Summary, is_summary
+from dask_loader.errors import BadFileError, ConfigError, SchemaError
 
 # Bad files that a text names; explain() counts the others.
 MAX_NAMED = 10
@@ -84,8 +91,25 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
             **{**options, **changed},
         )
 
+    beside = _summary_beside(found)
+    if found.summary is not None and found.parts is not None:
+        if layout.skips_bad_files:
+            raise ConfigError(
+                "on_bad_files='skip' looks at each file's own footer, which "
+                f"{found.summary.path!r} is there to spare; name the folder "
+                f"{found.summary.folder!r}, or leave on_bad_files out"
+            )
+        check_suspects(found.storage, found.summary, found.parts)
+        options = {**options, "summary": found.summary}
     try:
-        return read(found.paths, found.listed)
+        catalog = read(found.paths, found.listed)
+        if beside is not None:
+            rows = np.bincount(catalog.file_index, catalog.num_rows, len(found.paths))
+            counts = dict(zip(found.paths, map(int, rows), strict=True))
+            warn_of_stale(beside, counts, stacklevel=5)
+        return catalog
+    except SchemaError as error:
+        raise _with_hint(error, found) from error
     except BadFileError:
         if not layout.skips_bad_files:
             raise
@@ -99,6 +123,27 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
     }
     # What was begun for the first files may have been of a bad one.
     return replace(read(good, listed, on_front=None), skipped=tuple(bad.items()))
+
+
+def _summary_beside(found: Found) -> Summary | None:
+    """Return the `_metadata` in the folder that was named, once it is seen to be whole."""
+    path = next(filter(is_summary, found.aside), None)
+    if path is None or found.storage.decryption is not None:
+        return None
+    return require_complete(found.storage, path, found.paths, stacklevel=6)
+
+
+def _with_hint(error: SchemaError, found: Found) -> SchemaError:
+    """Name the file that may hold the schema which an error says is to be given."""
+    common = next((path for path in found.aside if not is_summary(path)), None)
+    if common is None or "schema= (" not in str(error):
+        return error
+    return SchemaError(
+        f"{error}; {common!r} may hold it: pyarrow.parquet.read_schema() reads it",
+        path=error.path,
+        row_group=error.row_group,
+        column=error.column,
+    )
 
 
 def _unreadable(storage: Storage, paths: tuple[str, ...]) -> dict[str, str]:

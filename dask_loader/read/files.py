@@ -18,14 +18,17 @@ from dask_loader.catalog.footers import (
     INT96_UNIT,
     footer_digest,
     parse_error,
+    parse_schema,
     read_tail,
     tail_digest,
 )
+from dask_loader.catalog.promise import is_promise, require_kept
 from dask_loader.catalog.storage import Stamp, Storage, gone_error
 from dask_loader.errors import (
     BadFileError,
     DaskLoaderError,
     DataChangedError,
+    DataError,
     StorageError,
 )
 from dask_loader.read.ranges import RangedParquet, RangeFile
@@ -155,7 +158,11 @@ class OpenFiles:
             tail = b""
             if not storage.is_local and footer is None:
                 tail = read_tail(storage, path, stamp.num_bytes)
-            if digest and (tail or storage.is_local):
+            if is_promise(digest):
+                if footer is None:
+                    own = tail or read_tail(storage, path, stamp.num_bytes)
+                    _require_kept(storage, path, stamp, digest, own)
+            elif digest and (tail or storage.is_local):
                 found = tail_digest(tail) if tail else footer_digest(storage, path)
                 if found != digest:
                     storage.check(path, stamp)
@@ -226,6 +233,17 @@ def trim(file: pq.ParquetFile) -> None:
     """Let go of memory that the file's last reads left behind."""
     if isinstance(file, MappedFile | RangedParquet):
         file.trim()
+
+
+def _require_kept(
+    storage: Storage, path: str, stamp: Stamp, digest: str, tail: bytes
+) -> None:
+    """Compare a file's own footer with what `_metadata` said of it."""
+    try:
+        require_kept(digest, path, tail, parse_schema(storage, path, tail))
+    except DataError:
+        storage.check(path, stamp)  # it may have been replaced just now
+        raise
 
 
 def _dictionary_leaves(footer: Any, names: Sequence[str]) -> list[int]:
