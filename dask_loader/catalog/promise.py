@@ -64,7 +64,7 @@ class Facts:
             if not isinstance(chunk, dict):
                 raise ValueError("a column chunk is encrypted, or is not described")
             path = chunk.get(_PATH)
-            if not isinstance(path, list):
+            if not isinstance(path, list) or any(type(p) is not bytes for p in path):
                 raise ValueError("a column chunk does not say of which column it is")
             paths.append(tuple(path))
             first = _number(chunk, _DATA_PAGE)
@@ -107,12 +107,12 @@ def file_of(group: Struct) -> str | None:
     Raises:
         ValueError: Its columns name different ones, or it is no text.
     """
-    named = {column.get(_FILE_PATH) or b"" for column in _columns(group)}
-    if len(named) > 1:
-        raise ValueError("the columns of one row group lie in different files")
-    found = named.pop() if named else b""
+    named = [column.get(_FILE_PATH, b"") for column in _columns(group)]
+    found = named[0] if named else b""
     if not isinstance(found, bytes):
         raise ValueError("the name of a file is no text")
+    if any(other != found for other in named):
+        raise ValueError("the columns of one row group lie in different files")
     return found.decode() or None  # UnicodeDecodeError is a ValueError
 
 

@@ -110,7 +110,11 @@ class Inventory:
 
 
 def take_inventory(
-    storage: Storage, paths: Sequence[str], filters: Any, keys: Keys | None = None
+    storage: Storage,
+    paths: Sequence[str],
+    filters: Any,
+    keys: Keys | None = None,
+    schema: pa.Schema | None = None,
 ) -> Inventory:
     """Read which rows the filters keep. Takes a byte of memory for each row.
 
@@ -119,6 +123,7 @@ def take_inventory(
         paths: The files, in the dataset's order.
         filters: DNF lists, or None.
         keys: Names and types of the directories' keys; Arrow finds the values.
+        schema: The columns that the user gave; what a file lacks of them is null there.
 
     Raises:
         BadFileError: A file cannot be read.
@@ -142,6 +147,8 @@ def take_inventory(
                         kept.append(np.ones(num_rows, dtype=np.bool_))
                         continue
                     table = file.read_row_group(group, columns=columns or None)
+                    if schema is not None:
+                        table = _fitted(table, schema, columns, num_rows)
                     for name in named & told.keys():
                         value = pa.repeat(told[name], table.num_rows)
                         table = table.append_column(name, value)
@@ -156,10 +163,26 @@ def take_inventory(
     )
 
 
+def _fitted(
+    table: pa.Table, schema: pa.Schema, columns: Sequence[str], num_rows: int
+) -> pa.Table:
+    """Give a file's columns the types of the user's, and those that it lacks."""
+    for name in set(columns).intersection(schema.names):
+        kind, place = schema.field(name).type, table.schema.get_field_index(name)
+        if place >= 0:
+            table = table.set_column(place, name, table[name].cast(kind))
+        elif table.num_columns:
+            table = table.append_column(name, pa.nulls(num_rows, kind))
+        else:
+            table = pa.table({name: pa.nulls(num_rows, kind)})
+    return table
+
+
 def _told(keys: Keys, path: str) -> dict[str, pa.Scalar]:
     schema = pa.schema(keys.fields)
     below = path[len(keys.base) :].strip("/")
-    expression = ds.partitioning(schema, flavor="hive").parse(below)
+    flavor = None if keys.in_order else "hive"
+    expression = ds.partitioning(schema, flavor=flavor).parse(below)
     found = ds.get_partition_keys(expression)
     return {f.name: pa.scalar(found.get(f.name), f.type) for f in schema}
 

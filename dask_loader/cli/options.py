@@ -49,6 +49,12 @@ def _amount(text: str) -> int | str:
     return int(text) if text.strip().isdecimal() else text
 
 
+def _partitioning(text: str) -> str | list[str] | None:
+    if text.strip() in ("hive", "none"):
+        return "hive" if text.strip() == "hive" else None
+    return _names(text)
+
+
 _OPTIONS = [
     click.argument("paths", metavar="PATH...", nargs=-1, required=True),
     click.option(
@@ -111,6 +117,21 @@ _OPTIONS = [
         type=_literal(dict, is_secret=True),
         metavar="OPTIONS",
         help="For fsspec, in JSON or Python.",
+    ),
+    click.option(
+        "--partitioning",
+        type=_partitioning,
+        default="hive",
+        show_default=True,
+        metavar="KEYS",
+        help='What directories say: "hive" (year=2026/), "none", or the names of keys '
+        "whose directories hold values alone: year,month.",
+    ),
+    click.option(
+        "--schema",
+        metavar="FILE",
+        help="A Parquet file whose columns are the dataset's, such as _common_metadata; "
+        "what a file lacks of them is null there.",
     ),
     click.option("--json", "as_json", is_flag=True, help="Print JSON."),
 ]

@@ -67,7 +67,9 @@ def read_and_check(
         dataset.set_epoch(epoch)
         num_splits = dataset.state_dict()["stages"][-1][1]
     found = source.found
-    inventory = take_inventory(found.storage, found.paths, source.filters, source.keys)
+    inventory = take_inventory(
+        found.storage, found.paths, source.filters, source.keys, source.schema
+    )
     whole = Promise(
         num_rows=inventory.num_expected,
         world_size=world_size,

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from dask_loader.catalog.discover import Found, discover
 from dask_loader.catalog.flat import flat_schema
 from dask_loader.catalog.footers import INT96_UNIT, parse_error
-from dask_loader.catalog.keys import Partitioning, find_keys
+from dask_loader.catalog.keys import check_partitioning, find_keys
 from dask_loader.dataset import ParquetDataset
 from dask_loader.read.ranges import open_plain
 
@@ -38,6 +38,7 @@ class Source:
         found: The files.
         filters: As ParquetDataset takes them.
         keys: Of the directories, or None.
+        schema: The columns that the user gave, or None for the files'.
     """
 
     def __init__(self, paths: Sequence[str], options: Mapping[str, Any]) -> None:
@@ -54,9 +55,15 @@ class Source:
         given = {name: options[name] for name in _PASSED}
         self._options = {n: value for n, value in given.items() if value is not None}
         self.found = discover(self._path, options["storage_options"])
-        schema = _schema_of(self.found)
-        flat, found = flat_schema(schema), self.found
-        self.keys = find_keys(Partitioning(), found.base, found.paths, flat)
+        found, partitioning = self.found, options.get("partitioning", "hive")
+        self.schema: pa.Schema | None = None
+        if options.get("schema"):
+            given_file = discover(options["schema"], options["storage_options"])
+            self.schema = _schema_of(given_file).remove_metadata()
+        schema = _schema_of(found) if self.schema is None else self.schema
+        chosen = check_partitioning(partitioning)
+        self.keys = find_keys(chosen, found.base, found.paths, flat_schema(schema))
+        self._options |= {"partitioning": partitioning, "schema": self.schema}
         if self.keys is not None:
             schema = self.keys.add_to(schema)
         self.filters = to_filters(options["filters"], schema)
