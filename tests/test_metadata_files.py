@@ -18,6 +18,7 @@ from click.testing import CliRunner
 
 import cluster
 from dask_loader import ParquetDataset
+from dask_loader.catalog import summarized
 from dask_loader.cli import main as commands
 from dask_loader.errors import (
     BadFileError,
@@ -227,9 +228,6 @@ def test_what_does_not_go_with_metadata_is_refused(folder: Path) -> None:
 def test_a_footer_in_metadata_that_cannot_be_is_refused_by_its_name(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A column chunk of another physical type than the schema has.
-    from dask_loader.catalog import summarized
-
     def refuse(*_: Any) -> None:
         raise BadFileError("the footer of 'a' is damaged", row_group=1, column="x")
 
@@ -356,6 +354,33 @@ def test_a_folder_that_lacks_a_file_of_its_metadata_is_refused(folder: Path) -> 
         DataNotFoundError, match=r"_part', which is not read for its na"
     ):
         made(folder)
+
+
+def test_what_metadata_says_is_remembered_until_it_changes(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dask_loader.catalog.storage.SETTLED_NS", 0)
+    read: list[str] = []
+    real = summarized.read_summary
+
+    def reading(storage: Any, path: str) -> Any:
+        read.append(path)
+        return real(storage, path)
+
+    monkeypatch.setattr(summarized, "read_summary", reading)
+    options = {"footer_cache": tmp_path / "cache"}
+    for _ in range(3):
+        assert len(rows(folder, **options)) == NUM_ROWS
+    assert len(read) == 1
+    summarize(folder)
+    assert len(rows(folder, **options)) == NUM_ROWS
+    assert len(read) == 2
+    (folder / "k=1" / "part-0-0.parquet").unlink()
+    with pytest.raises(DataNotFoundError, match="rows would be missing"):
+        made(folder, **options)
+    assert len(read) == 2
+    with pytest.raises(DataNotFoundError, match="not there"):
+        made(folder / "_metadata", **options)
 
 
 def _add(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.catalog import Catalog, read_catalog
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.footers import FooterQuery, read_footers
@@ -22,7 +23,7 @@ from dask_loader.catalog.summarized import (
     require_complete,
     warn_of_stale,
 )
-from dask_loader.catalog.summary import Summary, is_summary
+from dask_loader.catalog.summary import is_summary
 from dask_loader.errors import BadFileError, ConfigError, SchemaError
 
 # Bad files that a text names; explain() counts the others.
@@ -91,7 +92,7 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
             **{**options, **changed},
         )
 
-    beside = _summary_beside(found)
+    beside, said = _summary_beside(found, options.get("cache"))
     if found.summary is not None and found.parts is not None:
         if layout.skips_bad_files:
             raise ConfigError(
@@ -103,10 +104,10 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
         options = {**options, "summary": found.summary}
     try:
         catalog = read(found.paths, found.listed)
-        if beside is not None:
+        if said is not None:
             rows = np.bincount(catalog.file_index, catalog.num_rows, len(found.paths))
             counts = dict(zip(found.paths, map(int, rows), strict=True))
-            warn_of_stale(beside, counts, stacklevel=5)
+            warn_of_stale(beside, said, counts, stacklevel=5)
         return catalog
     except SchemaError as error:
         raise _with_hint(error, found) from error
@@ -125,12 +126,16 @@ def read_layout(found: Found, layout: Layout, **options: Any) -> Catalog:
     return replace(read(good, listed, on_front=None), skipped=tuple(bad.items()))
 
 
-def _summary_beside(found: Found) -> Summary | None:
-    """Return the `_metadata` in the folder that was named, once it is seen to be whole."""
-    path = next(filter(is_summary, found.aside), None)
-    if path is None or found.storage.decryption is not None:
-        return None
-    return require_complete(found.storage, path, found.paths, stacklevel=6)
+def _summary_beside(
+    found: Found, cache: FooterCache | None
+) -> tuple[str, dict[str, int] | None]:
+    """Return the `_metadata` in the folder that was named, and what it says of files."""
+    path = next(filter(is_summary, found.aside), "")
+    if not path or found.storage.decryption is not None:
+        return path, None
+    return path, require_complete(
+        found.storage, path, found.paths, cache=cache, stacklevel=6
+    )
 
 
 def _with_hint(error: SchemaError, found: Found) -> SchemaError:

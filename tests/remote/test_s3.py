@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
+import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -12,6 +14,7 @@ from urllib.error import HTTPError
 from urllib.parse import quote
 from urllib.request import urlopen
 
+import pyarrow.parquet as pq
 import pytest
 import s3fs
 from pyarrow import fs as arrow_fs
@@ -64,6 +67,42 @@ def test_a_window_costs_one_read_and_one_look(
     num_windows = NUM_FILES * 3
     assert counts["HEAD"] == num_windows
     assert counts["GET"] == num_windows + NUM_FILES  # the footers, once for the process
+
+
+def test_metadata_costs_one_read_and_no_footers(
+    data: str, put: Put, s3_options: dict[str, Any], line: FaultProxy
+) -> None:
+    system = s3fs.S3FileSystem(**s3_options)
+    footers = []
+    for path in system.glob(f"{data}*.parquet"):
+        with system.open(path) as file:
+            footers.append(pq.read_metadata(file))
+        footers[-1].set_file_path(path.rpartition("/")[2])
+    sink = io.BytesIO()
+    schema = footers[0].schema.to_arrow_schema()
+    line.log.clear()
+    with dataset(data, s3_options):
+        without = methods(line)["GET"]
+    pq.write_metadata(schema, sink, metadata_collector=footers)
+    written = int(time.time())
+    while int(time.time()) == written:  # S3 tells times in seconds
+        time.sleep(0.01)
+    put(f"{data}_metadata", sink.getvalue())
+    with dataset(f"{data}_metadata", s3_options) as ds:
+        made = methods(line)
+        # Of GETs, one is the listing. Looks: is it a file, and may the list be trusted.
+        assert made["GET"] == 2
+        assert made["HEAD"] <= 5
+        line.log.clear()
+        assert rows(ds) == expected()
+    counts = methods(line)
+    assert counts["GET"] == NUM_FILES * 3 + NUM_FILES
+    line.log.clear()
+    with dataset(data, s3_options):
+        assert methods(line)["GET"] == without + 1
+    put(f"{data}{footers[0].row_group(0).column(0).file_path}", parquet(7))
+    with pytest.raises(DataChangedError, match=r"is not the file that '_metadata'"):
+        dataset(f"{data}_metadata", s3_options)
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut"])
