@@ -70,7 +70,8 @@ class Position:
 # What a state differs in, in the order of asking.
 _REASONS = {
     "num_files": "another number of files",
-    "files": "other files, or files with other content (their footers or sizes differ)",
+    "files": "other files, or files with other content (their footers or sizes differ), "
+    "or a folder in place of its _metadata",
     "stamps": "files that were written again since (their times of modification or ETags "
     "differ, their sizes and footers do not)",
     "filters": "other filters",
