@@ -39,6 +39,7 @@ from dask_loader.engine.base import (
 from dask_loader.engine.environment import Environments
 from dask_loader.engine.functions import Functions
 from dask_loader.engine.hunger import HungerReports
+from dask_loader.engine.reach import Reach, Sample
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
 from dask_loader.engine.where import Where
 from dask_loader.engine.worker import end_chains, probe, run_window
@@ -105,6 +106,7 @@ class DaskEngine:
         self._functions = Functions(self._submit_function)
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._environments = Environments()
+        self._reach = Reach()
         self._client = _connect(where)
         self._hunger = HungerReports(self._client, self._token)
         self._executor = ThreadPoolExecutor(
@@ -127,15 +129,23 @@ class DaskEngine:
 
     def slots(self, *, wait: bool = True) -> int:
         """Return the threads of all workers; waits for a first worker if asked to."""
+        threads = self._fit_workers(wait=wait)
+        self._sharing.learn(threads, self._ask_sharing)
+        return sum(threads.values())
+
+    def will_read(self, sample: Sample) -> None:
+        """Have workers look at the files, once each, before their first task."""
+        self._reach.sample = sample
+
+    def _fit_workers(self, *, wait: bool) -> dict[str, int]:
+        """Return the workers' threads once they were found fit for reading."""
         waited_s = 0.0
         while True:
             threads = self._ask_threads()
-            if threads:
+            if threads or not wait:
                 self._environments.check(threads, self._run_on)
-                self._sharing.learn(threads, self._ask_sharing)
-                return sum(threads.values())
-            if not wait:
-                return 0
+                self._reach.check(self._environments.known(threads), self._run_on)
+                return threads
             if waited_s >= self._worker_timeout_s:
                 raise self._no_workers(waited_s)
             self._stop.wait(_LOOK_AROUND_S)
@@ -154,6 +164,8 @@ class DaskEngine:
         keys = (
             f"{name}-{self._token}" if names is None else [f"{name}-{n}" for n in names]
         )
+        if items:
+            self._fit_workers(wait=True)
         futures = self._client.map(function, list(items), key=keys, pure=False)
         try:
             return [self._take(future, name) for future in futures]
