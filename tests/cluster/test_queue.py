@@ -22,8 +22,10 @@ if importlib.util.find_spec("dask_jobqueue") is None:
     pytest.skip("needs dask-jobqueue", allow_module_level=True)
 
 _WORKER = (
+    "export DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT=20s{0}"
+    "export DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=20s{0}"
     "/usr/bin/python3 -m distributed.cli.dask_worker tls://SCHEDULER:8786 --name 0 "
-    "--nthreads 1 --memory-limit 4.00GiB --nworkers 2 --nanny --death-timeout 20 "
+    "--nthreads 1 --memory-limit 4.00GiB --nworkers 2 --nanny --death-timeout 300 "
     "--no-dashboard --tls-ca-file /shared/KEYS/ca.pem "
     "--tls-cert /shared/KEYS/worker.pem --tls-key /shared/KEYS/worker-key.pem"
 )
@@ -89,7 +91,19 @@ def test_the_script_of_a_job(kind: str) -> None:
         python="/usr/bin/python3",
     )
     lines = [line for line in written.splitlines() if line.strip()]
-    assert "\n".join(lines) == _SCRIPTS[kind].format(_WORKER)
+    between = "; " if kind == "htcondor" else "\n"
+    assert "\n".join(lines) == _SCRIPTS[kind].format(_WORKER.format(between))
+
+
+def test_leases_go_into_the_script_before_the_users_lines() -> None:
+    written = job_script(
+        "slurm", insecure=True, lease_s=7.5, join_timeout_s=90, prologue=("a",)
+    )
+    # Dask refuses less than 11 s for the wires.
+    assert (
+        "CONNECT=7.5s\nexport DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=11s\na\n" in written
+    )
+    assert " --death-timeout 90 " in written
 
 
 def test_directives_are_added_and_left_out() -> None:
@@ -100,7 +114,8 @@ def test_directives_are_added_and_left_out() -> None:
         skip_directives=("--mem",),
         prologue=("module load python",),
     )
-    assert "#SBATCH --qos=low\nmodule load python\n" in written
+    assert "#SBATCH --qos=low\n" in written
+    assert "\nmodule load python\n/" in written
     assert "--mem=" not in written
     assert " tcp://SCHEDULER:8786 " in written
     assert "--tls" not in written
@@ -124,6 +139,10 @@ def test_directives_are_added_and_left_out() -> None:
             r"insecure=True with certificates='certs': give one",
         ),
         ({"lease_s": 0}, r"lease_s=0 must be a number of seconds above 0"),
+        (
+            {"join_timeout_s": -1},
+            r"join_timeout_s=-1 must be a number of seconds above",
+        ),
         ({"workers_per_job": 0}, r"workers_per_job=0 must be a whole number"),
         (
             {"workers": 3, "workers_per_job": 2},
