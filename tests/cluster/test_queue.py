@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +19,7 @@ from distributed.utils import get_ip
 import cluster
 from cluster import InsecureWarning, SpecError, StartError
 from cluster.queue import job_script
+from tests.cluster.conftest import WaitUntil
 
 # Not importorskip(): importing it is what one of the tests looks at.
 if importlib.util.find_spec("dask_jobqueue") is None:
@@ -285,3 +289,56 @@ def test_an_empty_cluster_warns_refuses_half_a_job_and_has_no_logs(
             launched.scale(3)
         shutil.rmtree(logs)
         assert list(launched.logs()) == ["scheduler"]
+
+
+_DRIVER = """
+import sys, cluster
+c = cluster.launch("slurm", interface="lo", shared_directory=sys.argv[1], lease_s=1.5)
+print(repr(c), flush=True)
+input()
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_job_that_waited_joins_and_one_whose_driver_was_killed_ends(
+    queue_of, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    script, shared = tmp_path / "job.sh", tmp_path / "keys"
+    queue_of(f"cp $1 {script}.part; mv {script}.part {script}; echo job 7")
+    with (
+        (tmp_path / "job.log").open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", _DRIVER, str(shared)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as driver,
+    ):
+
+        def run_job() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                ["bash", script], stdout=log, stderr=log, cwd=tmp_path
+            )
+
+        try:
+            wait_until(script.exists, "a job in the queue")
+            submitted_s = time.monotonic()
+            wait_until(
+                lambda: time.monotonic() > submitted_s + 1.6, "more than a lease"
+            )
+            job = run_job()
+            assert driver.stdout is not None
+            assert "workers=1" in driver.stdout.readline()
+            (keys,) = shared.iterdir()
+            shutil.copytree(keys, tmp_path / "aside")
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait(60)
+        job.wait(60)
+        wait_until(lambda: os.listdir(shared) == [], "no keys")
+        # Another job was pending, and has read its keys in time; nobody listens.
+        shutil.copytree(tmp_path / "aside", keys)
+        assert run_job().wait(100) != 0  # not after join_timeout_s, which is 300
+    assert "Timed out trying to connect" in (tmp_path / "job.log").read_text()
