@@ -119,9 +119,6 @@ class ParquetDataset(IterableDataset[Any]):
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
         window_timeout: Longest wait for the next window while its Dask worker lives.
-        on_error: "raise", or "skip-window": rows of another window come again in place of
-            those of one that cannot be read, in as many and as large batches. Which were
-            skipped is in the log, stats(), `skipped` and the state.
         rank_timeout: Longest wait at the begin of an epoch for the other ranks, where
             torch.distributed is initialised: they compare what they are about to read.
         footer_cache: Remember the files' footers, and how many rows filters keep, for the
@@ -143,6 +140,9 @@ class ParquetDataset(IterableDataset[Any]):
             types are widened; see docs/layouts.md.
         on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
             with a warning that names them. Decided now, never in an epoch.
+        on_error: "raise", or "skip-window": rows of another window come again in place of
+            those of one that cannot be read, in as many and as large batches. Which were
+            skipped is in the log, stats(), `skipped` and the state.
         filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
         decryption: For encrypted files: a function that takes a path and returns its
             pyarrow.parquet.encryption.FileDecryptionProperties, or None. It is called in
