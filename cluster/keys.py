@@ -19,8 +19,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.security import write_private
-
 _PREFIX = "dask-cluster-"
 _OWNER = "owner.json"
 _BEAT_S = 60.0
@@ -80,6 +78,14 @@ class KeyFolder:
         except subprocess.TimeoutExpired:  # a file server that is away
             self._remover.kill()
             self._remover.wait()
+
+
+def write_private(folder: Path, files: Mapping[str, str]) -> None:
+    """Write new files that only their owner can read."""
+    for name, text in files.items():
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(folder / name, flags, 0o600), "w") as file:
+            file.write(text)
 
 
 def remove_abandoned(shared: Path, *, now_s: float) -> None:
