@@ -28,7 +28,13 @@ DEADLINE_S = 60.0
 # A connection that says nothing for so long is given up; unless the user's options say.
 SILENCE_S = 15.0
 
-_DENIED = ("AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+_DENIED = (
+    "AccessDenied",
+    "Forbidden",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+    "Unable to locate credentials",
+)
 # A status stands behind the word or in brackets; other numbers may be lengths.
 _DENIED_STATUS = re.compile(r"\b(?:status\D{0,6}|\()40[13]\b")
 

@@ -46,6 +46,7 @@ from dask_loader.engine.connection import (
 from dask_loader.engine.environment import Environments
 from dask_loader.engine.functions import Functions
 from dask_loader.engine.hunger import HungerReports
+from dask_loader.engine.reach import Reach, Sample
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
 from dask_loader.engine.where import Where
 from dask_loader.engine.worker import end_chains, probe, run_window
@@ -127,6 +128,7 @@ class DaskEngine:
         self._functions = Functions(self._submit_function)
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._environments = Environments()
+        self._reach = Reach()
         self._longest_s = 0.0  # a wait for a window, so far
         self._alone = threading.Lock()  # for windows that may kill workers
         self._suspects: dict[str, float] = {}  # workers, and until when
@@ -154,28 +156,40 @@ class DaskEngine:
         """Return the threads of all workers; waits for a first worker if asked to."""
         if not wait:
             try:
-                threads = self._look_at(self._ask_threads())
+                threads = self._share(self._look_at(self._ask_threads()))
             except ConnectionLostError:  # who waits for a window sees to it
                 return 0
             return sum(threads.values())
         return self._persist(self._await_slots)
 
+    def will_read(self, sample: Sample) -> None:
+        """Have workers look at these files, once each, before their first task."""
+        self._reach.sample = sample
+
     def _await_slots(self) -> int:
+        return sum(self._share(self._await_workers()).values())
+
+    def _await_workers(self) -> dict[str, int]:
+        """Wait for a first worker; return the threads of all, found fit for reading."""
         waited_s = 0.0
         while True:
             threads = self._look_at(self._ask_threads())
             if threads:
-                return sum(threads.values())
+                return threads
             if waited_s >= self._worker_timeout_s:
                 raise self._no_workers(waited_s)
             self._stop.wait(_LOOK_AROUND_S)
             waited_s += _LOOK_AROUND_S
 
     def _look_at(self, threads: dict[str, int]) -> dict[str, int]:
-        """Find out about workers that are new."""
-        if threads:
-            self._environments.check(threads, self._run_on)
-            self._sharing.learn(threads, self._ask_sharing)
+        """Find out whether workers that are new are fit for reading."""
+        self._environments.check(threads, self._run_on)
+        self._reach.check(self._environments.known(threads), self._run_on)
+        return threads
+
+    def _share(self, threads: dict[str, int]) -> dict[str, int]:
+        """Find out which workers that are new share memory with this process."""
+        self._sharing.learn(threads, self._ask_sharing)
         return threads
 
     def map(
@@ -193,6 +207,8 @@ class DaskEngine:
         )
 
         def run() -> list[Result]:
+            if items:
+                self._await_workers()
             live = self._link.live
             try:
                 futures = live.client.map(function, list(items), key=keys, pure=False)

@@ -115,6 +115,7 @@ class FaultProxy(_Server):
             second, "crawl"; "" for none.
         share: How many of the requests fail.
         only: The method of those that fail; "" for any.
+        key: Requests signed with another access key than this are denied; "" denies none.
         log: (method, path, the Range header or "") of each request.
         faults: How many there were of each kind.
         hang: Set it to let hanging requests go.
@@ -122,7 +123,7 @@ class FaultProxy(_Server):
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
-        self.fault, self.share, self.only = "", 1.0, ""
+        self.fault, self.share, self.only, self.key = "", 1.0, "", ""
         self.log = list[tuple[str, str, str]]()
         self.faults = Counter[str]()
         self.hang = threading.Event()
@@ -136,7 +137,7 @@ class FaultProxy(_Server):
 
     def reset(self) -> None:
         """Forget the log and have no more faults."""
-        self.fault, self.share, self.only = "", 1.0, ""
+        self.fault, self.share, self.only, self.key = "", 1.0, "", ""
         self.log.clear()
         self.faults.clear()
         self._random.seed(0)
@@ -164,6 +165,9 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         self.server.log.append((self.command, self.path, asked))
         fault = self.server.draw(self.command)
+        signed = self.headers.get("Authorization", "")
+        if self.server.key and f"Credential={self.server.key}/" not in signed:
+            fault = "403"
         if fault == "503":
             self._send(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
             return
