@@ -15,12 +15,15 @@ from typing import Any
 # Kinds of the compact protocol. Both booleans hold their value in the field's header.
 BOOLEANS = (1, 2)
 BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = range(3, 14)
+_INTEGERS = (I16, I32, I64)
 # As Thrift's own reader.
 _MAX_DEPTH = 64
 _MAX_VARINT_BYTES = 10
 
 # What takes a field's value, and returns where it ends.
 _Take = Callable[[bytes, int, Any], int]
+# By the number of the field; the kind that it must be of.
+_Takers = Mapping[int, tuple[int, _Take]]
 
 
 class ThriftError(ValueError):
@@ -117,7 +120,7 @@ def list_head(data: bytes, at: int) -> tuple[int, int, int]:
 
 
 def _struct(
-    data: bytes, at: int, takers: Mapping[int, tuple[int, _Take]], into: Any
+    data: bytes, at: int, takers: _Takers, into: Any
 ) -> int:
     last = 0
     while kind := (head := data[at]) & 15:
@@ -142,7 +145,7 @@ def skip(data: bytes, at: int, kind: int, depth: int = 0) -> int:
         ThriftError: It is none.
         IndexError: The data end before.
     """
-    if kind == I32 or kind == I64 or kind == I16:
+    if kind in _INTEGERS:
         return varint(data, at)[1]
     if kind == BINARY:
         size, at = varint(data, at)
@@ -158,7 +161,7 @@ def skip(data: bytes, at: int, kind: int, depth: int = 0) -> int:
             at = at + 1 if head >> 4 else varint(data, at + 1)[1]
             at = skip(data, at, kind, depth + 1)
         return at + 1
-    if kind == LIST or kind == SET:
+    if kind in (LIST, SET):
         size, item, at = list_head(data, at)
         return _skip_items(data, at, size, (item,), depth + 1)
     if kind == MAP:
@@ -190,6 +193,7 @@ def _size_of(kind: int) -> int:
 
 
 def _items(kind: int, data: bytes, at: int, into: Any) -> int:
+    del into
     size, _, at = list_head(data, at)
     return _skip_items(data, at, size, (kind,), 0)
 
@@ -268,7 +272,7 @@ def _orders(data: bytes, at: int, footer: Footer) -> int:
 _STATISTICS = {name: (BINARY, partial(_bound, name)) for name in (1, 2, 5, 6)}
 _INTS, _LONGS, _STRUCTS = ((LIST, partial(_items, kind)) for kind in (I32, I64, STRUCT))
 _SIZES = {2: _LONGS, 3: _LONGS}
-_META_DATA = {
+_META_DATA: _Takers = {
     1: (I32, _type),
     2: _INTS,
     3: (LIST, _path),
@@ -278,9 +282,9 @@ _META_DATA = {
     16: (STRUCT, _sizes),
 }
 _COLUMN = {3: (STRUCT, _meta_data)}
-_ROW_GROUP = {1: (LIST, _columns), 4: _STRUCTS}
+_ROW_GROUP: _Takers = {1: (LIST, _columns), 4: _STRUCTS}
 _ORDER = {1: (STRUCT, _type_order)}
-_FOOTER = {
+_FOOTER: _Takers = {
     2: (LIST, _schema),
     4: (LIST, _row_groups),
     5: _STRUCTS,

@@ -73,7 +73,8 @@ def read(path: Path, **options: Any) -> dict[str, list[Any]]:
     with ParquetDataset(
         path, client="threads", footer_cache=False, output_format="arrow", **options
     ) as dataset:
-        return pa.concat_tables(list(dataset)).to_pydict()
+        found: dict[str, list[Any]] = pa.concat_tables(list(dataset)).to_pydict()
+    return found
 
 
 @pytest.mark.parametrize("name", WIDTHS)
@@ -214,7 +215,7 @@ def test_files_like_those_before_are_not_walked(
     assert files.check((tmp_path / "other.parquet").read_bytes())
     assert len(walks) == learnt
     # Other names, order or types are walked.
-    write(tmp_path / "other.parquet", rows.rename_columns([*"BIJFDHUXMST"]), **{})
+    write(tmp_path / "other.parquet", rows.rename_columns([*"BIJFDHUXMST"]))
     assert files.check((tmp_path / "other.parquet").read_bytes())
     assert len(walks) == learnt + 1
 

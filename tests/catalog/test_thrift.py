@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,10 +58,8 @@ def test_the_lengths_of_all_bounds_are_found_in_files_of_all_writers() -> None:
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_walked_or_refused(data: bytes) -> None:
-    try:
+    with suppress(ThriftError):
         walk(data)
-    except ThriftError as error:
-        assert str(error)
 
 
 @pytest.mark.parametrize("kind", ["plain", "v2 checked"])
