@@ -35,7 +35,7 @@ from dask_loader.engine.worker import run_table
 from dask_loader.errors import ClosedError, ConfigError
 from dask_loader.explain import explain
 from dask_loader.metrics import Meter
-from dask_loader.options import DatasetOptions
+from dask_loader.options import DatasetOptions, OnError
 from dask_loader.pipeline import Pipeline, make_engine
 from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
@@ -114,7 +114,7 @@ class ParquetDataset(IterableDataset[Any]):
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
-            for the copies of uneven="pad"). The batches are the same otherwise.
+            for copies, of uneven="pad" or on_error). The batches are the same otherwise.
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
@@ -140,6 +140,9 @@ class ParquetDataset(IterableDataset[Any]):
             types are widened; see docs/layouts.md.
         on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
             with a warning that names them. Decided now, never in an epoch.
+        on_error: "raise", or "skip-window": rows of another window come again in place of
+            those of one that cannot be read, in as many and as large batches. Which were
+            skipped is in the log, stats(), `skipped` and the state.
         filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
         decryption: For encrypted files: a function that takes a path and returns its
             pyarrow.parquet.encryption.FileDecryptionProperties, or None. It is called in
@@ -186,6 +189,7 @@ class ParquetDataset(IterableDataset[Any]):
         partitioning: Any = "hive",
         schema: pa.Schema | None = None,
         on_bad_files: Literal["error", "skip"] = "error",
+        on_error: OnError = "raise",
         filesystem: Any = None,
         decryption: Callable[[str], Any] | None = None,
     ) -> None:
@@ -204,6 +208,7 @@ class ParquetDataset(IterableDataset[Any]):
             window_timeout=window_timeout,
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
+            on_error=on_error,
             provenance=provenance,
             output_format=check_format(
                 output_format,
@@ -324,6 +329,16 @@ class ParquetDataset(IterableDataset[Any]):
         sums = self._meter.read()
         total = sums["total_s"]
         return {**sums, "wait_share": sums["wait_s"] / total if total else 0.0}
+
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """What this rank skipped so far, with on_error="skip-window".
+
+        Of each window its "epoch", "what" (its row groups and files, in words) and
+        "rows", also from before a resume. A DataLoader worker of torch's own keeps its
+        own list.
+        """
+        return [dict(each) for each in self._course.skipped]
 
     # ---- iterating ------------------------------------------------------------------
 
@@ -635,6 +650,7 @@ class ParquetDataset(IterableDataset[Any]):
             engine,
             self._meter,
             ahead,
+            self._course.note_skipped,
         )
 
     def _keep(self, pipeline: Pipeline) -> None:

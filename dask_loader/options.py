@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from dask_loader.catalog.formats import OutputFormat
 from dask_loader.errors import ConfigError, PlanError
 from dask_loader.plan.share import Uneven
 from dask_loader.units import format_bytes, parse_bytes, parse_seconds
+
+OnError = Literal["raise", "skip-window"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +31,7 @@ class DatasetOptions:
     rank_timeout: float | str = "5 min"
     verify_checksums: bool = True
     footer_cache: bool | str | os.PathLike[str] = True
+    on_error: OnError = "raise"
     provenance: bool = False
     output_format: OutputFormat = "torch"
 
@@ -55,6 +58,10 @@ class DatasetOptions:
         if self.uneven not in get_args(Uneven):
             raise ConfigError(
                 f"uneven={self.uneven!r} must be one of {get_args(Uneven)!r}"
+            )
+        if self.on_error not in get_args(OnError):
+            raise ConfigError(
+                f"on_error={self.on_error!r} must be one of {get_args(OnError)!r}"
             )
         if self.num_splits is not None:
             _require_positive("num_splits", self.num_splits, "splits, or None")

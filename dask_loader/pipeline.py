@@ -72,6 +72,10 @@ def make_engine(
     )
 
 
+def _forget_window(window: WindowData) -> None:
+    del window
+
+
 class Pipeline:
     """Reads one dataset in one process. close() is safe twice."""
 
@@ -83,6 +87,7 @@ class Pipeline:
         engine: Engine,
         meter: Meter,
         ahead: Ahead | None = None,
+        skipped: Callable[[WindowData], None] = _forget_window,
     ) -> None:
         """Read nothing yet.
 
@@ -93,7 +98,9 @@ class Pipeline:
             engine: Reads; closed with this.
             meter: Counts.
             ahead: Windows of this engine for the first iteration to begin with.
+            skipped: Told of each window that stands for one that could not be read.
         """
+        self._skipped = skipped
         self.engine = engine
         self._ahead = ahead
         self._catalog = catalog
@@ -192,6 +199,7 @@ class Pipeline:
             allocate=self._pool_for(registry).lease,
             files=self._files,
             loosen=self._loosen,
+            skipped=self._note_skipped,
         )
         return self._cut(run, batcher, Turn())
 
@@ -229,6 +237,7 @@ class Pipeline:
             meter=self._meter,
             kept_bytes=self._kept_bytes,
             ahead=self._ahead,
+            skip=self._options.on_error == "skip-window",
         )
 
     def _task(self, run: Run, request: Request) -> WindowTask:
@@ -264,6 +273,7 @@ class Pipeline:
             allocate=pool.lease,
             files=self._files,
             loosen=self._loosen,
+            skipped=self._note_skipped,
         )
 
     def _cut(
@@ -277,6 +287,11 @@ class Pipeline:
             now = time.perf_counter()
             self._meter.add("total_s", now - mark)
             mark = now
+
+    def _note_skipped(self, window: WindowData) -> None:
+        self._meter.add("skipped_windows", 1)
+        self._meter.add("skipped_rows", window.num_rows)
+        self._skipped(window)
 
     def _count(self, step: Step) -> None:
         rows = sum(piece.stop - piece.start for piece in step.pieces)

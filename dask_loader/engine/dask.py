@@ -85,6 +85,9 @@ _MAX_LOSSES = 5
 # worker too, then by a third: theirs may hang, or be stopped.
 _SLOW = 8.0
 _MAX_COPIES = 3
+# A worker that was so slow is given no window for a while, if there are others: its thread
+# may hang for good. In times of what was found slow.
+_SUSPECT_FOR = 5.0
 # How many looks around go by between two at what the workers say of themselves.
 _LOOKS_PER_STATUS = 5
 
@@ -125,6 +128,8 @@ class DaskEngine:
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._environments = Environments()
         self._longest_s = 0.0  # a wait for a window, so far
+        self._alone = threading.Lock()  # for windows that may kill workers
+        self._suspects: dict[str, float] = {}  # workers, and until when
         self._link = Connection(where, patience_s=worker_timeout_s, stop=self._stop)
         self._hunger = HungerReports(self._link, self._token)
         self._executor = ThreadPoolExecutor(
@@ -196,6 +201,11 @@ class DaskEngine:
             begun = [_Begun(f, live, None, (), None) for f in futures]
             try:
                 return [self._take([one], name)[1] for one in begun]
+            except _KilledError as killed:
+                raise WindowError(
+                    f"{name} killed every Dask worker that tried it ({killed}); give the "
+                    "workers more memory"
+                ) from killed
             finally:
                 # Not cancelled: a client that asks for the same key at this very moment
                 # would be told that it was.
@@ -262,6 +272,9 @@ class DaskEngine:
         """Submit a task, with a slab if there is one."""
         live = self._link.live
         loan = self._sharing.lend(task)
+        if among is None and self._suspected():
+            suspects = self._suspected()
+            among = [w for w in list(self._workers) if w not in suspects] or None
         home = self._home(task, among)
         light, function = task, None
         try:
@@ -321,14 +334,37 @@ class DaskEngine:
         self, task: WindowTask, pending: _Pending, begun: _Begun
     ) -> WindowData:
         what = describe_slices(task)
-        race = [begun]
         numbers = itertools.count(1)
-        failures = losses = 0
 
         def again(among: list[str] | None = None) -> _Begun:
             place = (*begun.place[:2], next(numbers))
             return self._begin(task, pending, place, among)
 
+        try:
+            return self._read(task, pending, begun, again)
+        except _KilledError:
+            # Whatever waited on a worker that died is suspected. Of those that are read
+            # again one by one, only the guilty one kills again.
+            log.warning("%s killed Dask workers, or died with them; once more", what)
+            with self._alone:
+                try:
+                    return self._read(task, pending, again(), again)
+                except _KilledError as killed:
+                    raise WindowError(
+                        f"{what} killed every Dask worker that tried it ({killed}); give "
+                        "the workers more memory, or make shuffle_window smaller"
+                    ) from killed
+
+    def _read(
+        self,
+        task: WindowTask,
+        pending: _Pending,
+        begun: _Begun,
+        again: Callable[..., _Begun],
+    ) -> WindowData:
+        what = describe_slices(task)
+        race = [begun]
+        failures = losses = 0
         while True:
             window = None
             began = time.monotonic()
@@ -345,7 +381,8 @@ class DaskEngine:
                 for each in race:
                     each.release()
             if window is not None:
-                self._longest_s = max(self._longest_s, time.monotonic() - began)
+                if len(race) == 1:
+                    self._longest_s = max(self._longest_s, time.monotonic() - began)
                 return window
             if pending.given_up.is_set() or self._stop.is_set():
                 raise ClosedError(f"{what} was given up")
@@ -519,26 +556,48 @@ class DaskEngine:
             waited_s = time.monotonic() - began
             if waited_s >= self._window_timeout_s:
                 raise self._too_slow(what, race, waited_s)
-            if again is not None and waited_s >= slow_s and len(race) < _MAX_COPIES:
-                others = self._others(race, workers)
-                if others:
-                    log.warning(
-                        "%s takes %.0f s; another Dask worker reads it too",
-                        what,
-                        waited_s,
-                    )
-                    race.append(again(others))
-                    race[-1].tell(done)
-                    slow_s = 2 * waited_s
+            if again is None or len(race) >= _MAX_COPIES:
+                continue
+            slow = waited_s >= slow_s
+            others = self._others(race, workers, slow_s if slow else 0.0)
+            if others:
+                log.warning(
+                    "%s takes %.0f s; another Dask worker reads it too", what, waited_s
+                )
+                race.append(again(others))
+                race[-1].tell(done)
+                slow_s = 2 * waited_s
         for begun in race:
             if begun.future is not None and begun.future.done():
                 return begun
         raise ConnectionLostError(race[0].live.generation, "others connected anew")
 
-    def _others(self, race: list[_Begun], workers: Mapping[str, int]) -> list[str]:
-        """Return the workers that may be better than those that read a window now."""
-        busy = self._readers(race)
-        return [address for address in workers if address not in busy] if busy else []
+    def _others(
+        self, race: list[_Begun], workers: Mapping[str, int], slow_s: float
+    ) -> list[str]:
+        """Return the workers that may be better than those that read a window now.
+
+        Args:
+            race: The window.
+            workers: All.
+            slow_s: What it took to call it slow; 0 if it is not: then there are others
+                only if all who read it were slow before.
+        """
+        suspects = self._suspected()
+        if not slow_s and not suspects:
+            return []
+        readers = self._readers(race)
+        if not readers or (not slow_s and not suspects.issuperset(readers)):
+            return []
+        if slow_s:
+            until_s = time.monotonic() + _SUSPECT_FOR * slow_s
+            self._suspects.update(dict.fromkeys(readers, until_s))
+        return [w for w in workers if w not in readers and w not in suspects]
+
+    def _suspected(self) -> set[str]:
+        """Return the workers that were very slow of late."""
+        now_s = time.monotonic()
+        return {w for w, until_s in self._suspects.copy().items() if until_s > now_s}
 
     def _readers(self, race: list[_Begun]) -> list[str]:
         """Return the workers that a window was given to."""
@@ -566,7 +625,7 @@ class DaskEngine:
             f"on {' and '.join(readers)}" if readers else "waiting for a free worker"
         )
         return WindowError(
-            f"{what} was not read within {waited_s:.0f} s (it is {place}); look at those "
+            f"{what} was not done within {waited_s:.0f} s (it is {place}); look at those "
             "workers' logs and what they wait for, or allow more with window_timeout="
         )
 
@@ -608,10 +667,7 @@ class DaskEngine:
             why = getattr(error, "reason", None) or type(error).__name__
             return ConnectionLostError(begun.live.generation, why)
         if isinstance(error, KilledWorker):
-            return WindowError(
-                f"{what} killed every Dask worker that tried it ({error}); give the "
-                "workers more memory, or make shuffle_window smaller"
-            )
+            return _KilledError(str(error))
         hint = ""
         if isinstance(error, ImportError) or "No module named" in str(error):
             hint = "; install the same packages on the Dask workers as here"
@@ -622,6 +678,10 @@ class DaskEngine:
 
 class _HomeLostError(Exception):
     """The one worker that was to read a window is gone."""
+
+
+class _KilledError(Exception):
+    """Too many workers died that a window was given to."""
 
 
 class _Begun(NamedTuple):

@@ -194,14 +194,15 @@ class Parts:
         self.address = _address_in(file)
         return process
 
-    def start_worker(self, nanny: str = "--no-nanny") -> Any:
+    def start_worker(self, *options: str) -> Any:
+        options = options if "--nanny" in options else ("--no-nanny", *options)
         return self._stack.enter_context(
             _process(
                 self.folder / f"worker-{self._count()}.log",
                 "distributed.cli.dask_worker",
                 *(self.address, "--nthreads", "1"),
                 *("--no-dashboard", "--host", _HOST),
-                *("--local-directory", str(self.folder), nanny),
+                *("--local-directory", str(self.folder), *options),
             )
         )
 
