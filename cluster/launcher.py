@@ -26,6 +26,11 @@ class Launcher(Protocol):
         ...
 
     @property
+    def revives_scheduler(self) -> bool:
+        """Whether a scheduler that dies is started again at the same address."""
+        ...
+
+    @property
     def address(self) -> str:
         """Where the scheduler listens, such as tcp://127.0.0.1:8786."""
         ...

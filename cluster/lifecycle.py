@@ -73,6 +73,15 @@ class Cluster:
         return self._open().security
 
     @property
+    def revives_scheduler(self) -> bool:
+        """Whether a scheduler that dies is started again at the same address.
+
+        Consumers then wait longer for it. Where it lives in the launching program, it
+        ends with that.
+        """
+        return self._launcher.revives_scheduler
+
+    @property
     def dashboard_link(self) -> str | None:
         """Where a browser finds the dashboard; None if it is off.
 

@@ -38,6 +38,7 @@ class LocalLauncher:
     """Starts and ends one LocalCluster, on an event loop of its own."""
 
     kind = "local"
+    revives_scheduler = False
     security = None
 
     def __init__(self, spec: ClusterSpec) -> None:

@@ -135,6 +135,7 @@ class QueueLauncher:
     """Submits, watches and cancels the jobs, on an event loop of its own."""
 
     kind = "queue"
+    revives_scheduler = False
 
     def __init__(self, spec: QueueSpec) -> None:
         """Remember what to start, and make or read the certificates.

@@ -16,6 +16,7 @@ class RemoteLauncher:
     """Finds a scheduler that runs already, and leaves it as it is."""
 
     kind = "remote"
+    revives_scheduler = False
     troubles = ()
 
     def __init__(self, address: str, security: Security | None) -> None:

@@ -35,6 +35,7 @@ class SshLauncher:
     """Starts and ends one fleet, on an event loop of its own."""
 
     kind = "ssh"
+    revives_scheduler = True
 
     def __init__(self, spec: SshSpec) -> None:
         """Remember what to start, and make or read the certificates.

@@ -100,6 +100,7 @@ class TorchrunLauncher:
     """Starts this rank's share of the cluster, and ends it."""
 
     kind = "torchrun"
+    revives_scheduler = False
 
     def __init__(self, spec: TorchrunSpec) -> None:
         """Remember what to start, and read the certificates.

@@ -22,7 +22,13 @@ from dask_loader.plan.local import (
     make_part_state,
     read_part_state,
 )
-from dask_loader.plan.position import OrderFacts, Position, make_state, read_state
+from dask_loader.plan.position import (
+    OrderFacts,
+    Position,
+    make_state,
+    read_skipped,
+    read_state,
+)
 from dask_loader.plan.share import Deal
 from dask_loader.plan.stage import Stage, next_stages
 from dask_loader.run import (
@@ -33,6 +39,7 @@ from dask_loader.run import (
     make_deal,
     make_run,
 )
+from dask_loader.transfer.window import WindowData
 from dask_loader.world import World
 
 Item = TypeVar("Item")
@@ -49,6 +56,8 @@ class Course:
         self._options = options
         self._counter = EpochCounter()
         self._progress: Progress | None = None
+        # What this rank skipped, with on_error="skip-window"; also before a resume.
+        self.skipped: list[dict[str, Any]] = []
         # A loaded place within an epoch, until a batch was taken.
         self._loaded: Start | None = None
         # A loaded place that was begun with, but no batch taken yet.
@@ -183,9 +192,16 @@ class Course:
         return self._progress
 
     def count(
-        self, progress: Progress, items: Generator[Item, None, None]
+        self, progress: Progress, items: Generator[Item, None, None], owner: object
     ) -> Generator[Item, None, None]:
-        """Hand on a run's batches, counting them; closes them when it is closed."""
+        """Hand on a run's batches, counting them; closes them when it is closed.
+
+        Args:
+            progress: Of the run.
+            items: Its batches.
+            owner: Kept alive meanwhile: a loop over a dataset that has no name must not
+                end with the dataset's end.
+        """
         with closing(items):
             for item in items:
                 progress.num_items += 1
@@ -194,13 +210,20 @@ class Course:
                 self._untouched = self._loaded = None
                 yield item
             self._untouched = None
+        del owner
+
+    def note_skipped(self, window: WindowData) -> None:
+        """Remember a window that others' rows came in place of."""
+        epoch = 0 if self._progress is None else self._progress.run.epoch.number
+        found = {"epoch": epoch, "what": window.stands_for, "rows": window.num_rows}
+        self.skipped.append(found)
 
     # ---- going on from where a run stood -----------------------------------------------
 
     def state(self, world: World) -> dict[str, Any]:
         """Return where the run stands, after the batch handed out last."""
         progress = self._progress or Progress(self.plan_next(world))
-        return make_state(self.facts(), progress.position())
+        return make_state(self.facts(), progress.position(), self.skipped)
 
     def part_state(self, world: World, here: Part) -> dict[str, Any]:
         """Return where this process's part of the run stands."""
@@ -250,6 +273,7 @@ class Course:
             ResumeError: The state is none, or was made from something else.
         """
         position, harmless = read_state(state, self.facts(), strict=strict)
+        skipped = read_skipped(state)
         if is_part_state(state):
             raise ResumeError(
                 "the state is that of one DataLoader worker of StatefulDataLoader, or of "
@@ -272,6 +296,7 @@ class Course:
         # Not more than rank 0 has any rank. What drop_last leaves off is no step either.
         over = position.rows > 0 and left.num_steps(0) == 0
         self._resume(Start(position.epoch, position.rows, stages), over=over)
+        self.skipped = skipped
 
     def _stages_from(self, position: Position) -> tuple[Stage, ...]:
         """Return a position's stages, with one more where the user asks for a re-cut."""

@@ -35,7 +35,7 @@ from dask_loader.engine.worker import run_table
 from dask_loader.errors import ClosedError, ConfigError
 from dask_loader.explain import explain
 from dask_loader.metrics import Meter
-from dask_loader.options import DatasetOptions
+from dask_loader.options import DatasetOptions, OnError
 from dask_loader.pipeline import Pipeline, make_engine
 from dask_loader.plan.local import Part
 from dask_loader.plan.schedule import Turn
@@ -114,10 +114,11 @@ class ParquetDataset(IterableDataset[Any]):
         provenance: Add to each batch where its rows came from: `__file__` (list of str, the
             path), `__row_group__` (int32, its number in the file), `__row__` (int64, the
             row's number in the row group, before filtering) and `__padded__` (bool, True
-            for the copies of uneven="pad"). The batches are the same otherwise.
+            for copies, of uneven="pad" or on_error). The batches are the same otherwise.
         memory_limit: Decoded bytes that this rank may have under way and in hand.
         verify_checksums: Check the pages' checksums where the files have them.
         worker_timeout: Longest wait for a Dask worker to exist.
+        window_timeout: Longest wait for the next window while its Dask worker lives.
         rank_timeout: Longest wait at the begin of an epoch for the other ranks, where
             torch.distributed is initialised: they compare what they are about to read.
         footer_cache: Remember the files' footers, and how many rows filters keep, for the
@@ -139,6 +140,9 @@ class ParquetDataset(IterableDataset[Any]):
             types are widened; see docs/layouts.md.
         on_bad_files: "error", or "skip" to leave out files that are no readable Parquet,
             with a warning that names them. Decided now, never in an epoch.
+        on_error: "raise", or "skip-window": rows of another window come again in place of
+            those of one that cannot be read, in as many and as large batches. Which were
+            skipped is in the log, stats(), `skipped` and the state.
         filesystem: One of fsspec or pyarrow.fs, instead of the path's scheme.
         decryption: For encrypted files: a function that takes a path and returns its
             pyarrow.parquet.encryption.FileDecryptionProperties, or None. It is called in
@@ -177,6 +181,7 @@ class ParquetDataset(IterableDataset[Any]):
         memory_limit: int | str = "1 GiB",
         verify_checksums: bool = True,
         worker_timeout: float | str = "60 s",
+        window_timeout: float | str = "15 min",
         rank_timeout: float | str = "5 min",
         footer_cache: bool | str | os.PathLike[str] = True,
         transform: Callable[[pa.Table], pa.Table] | None = None,
@@ -184,6 +189,7 @@ class ParquetDataset(IterableDataset[Any]):
         partitioning: Any = "hive",
         schema: pa.Schema | None = None,
         on_bad_files: Literal["error", "skip"] = "error",
+        on_error: OnError = "raise",
         filesystem: Any = None,
         decryption: Callable[[str], Any] | None = None,
     ) -> None:
@@ -199,8 +205,10 @@ class ParquetDataset(IterableDataset[Any]):
             memory_limit=memory_limit,
             verify_checksums=verify_checksums,
             worker_timeout=worker_timeout,
+            window_timeout=window_timeout,
             rank_timeout=rank_timeout,
             footer_cache=footer_cache,
+            on_error=on_error,
             provenance=provenance,
             output_format=check_format(
                 output_format,
@@ -322,6 +330,16 @@ class ParquetDataset(IterableDataset[Any]):
         total = sums["total_s"]
         return {**sums, "wait_share": sums["wait_s"] / total if total else 0.0}
 
+    @property
+    def skipped(self) -> list[dict[str, Any]]:
+        """What this rank skipped so far, with on_error="skip-window".
+
+        Of each window its "epoch", "what" (its row groups and files, in words) and
+        "rows", also from before a resume. A DataLoader worker of torch's own keeps its
+        own list.
+        """
+        return [dict(each) for each in self._course.skipped]
+
     # ---- iterating ------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
@@ -357,7 +375,8 @@ class ParquetDataset(IterableDataset[Any]):
             progress = self._course.begin_in_worker(
                 self.world, worker.id, worker.num_workers
             )
-        return self._course.count(progress, self._iterate(progress.run, turn, progress))
+        items = self._iterate(progress.run, turn, progress)
+        return self._course.count(progress, items, self)
 
     # ---- going on from where a run stood ----------------------------------------------
 
@@ -544,7 +563,7 @@ class ParquetDataset(IterableDataset[Any]):
         self, progress: Progress, batches: Generator[Any, None, None]
     ) -> Generator[Any, None, None]:
         """Hand on a run's batches, counting them for state_dict()."""
-        return self._course.count(progress, batches)
+        return self._course.count(progress, batches, self)
 
     def _send_windows(self, turn: Turn, start: Start) -> Iterator[Sent | SentError]:
         try:
@@ -631,6 +650,7 @@ class ParquetDataset(IterableDataset[Any]):
             engine,
             self._meter,
             ahead,
+            self._course.note_skipped,
         )
 
     def _keep(self, pipeline: Pipeline) -> None:

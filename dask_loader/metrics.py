@@ -10,6 +10,8 @@ LABELS = {
     "rows": ("1", "rows handed out, pads included"),
     "windows": ("1", "windows that arrived"),
     "bytes": ("B", "decoded bytes of these windows"),
+    "skipped_windows": ("1", "windows that other rows came in place of (on_error)"),
+    "skipped_rows": ("1", "rows of these windows"),
     "wait_s": ("s", "time the consumer waited for windows"),
     "total_s": ("s", "time from each iteration's start to its last batch"),
 }

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 from dask_loader.catalog.formats import OutputFormat
 from dask_loader.errors import ConfigError, PlanError
 from dask_loader.plan.share import Uneven
 from dask_loader.units import format_bytes, parse_bytes, parse_seconds
+
+OnError = Literal["raise", "skip-window"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,9 +27,11 @@ class DatasetOptions:
     num_splits: int | None = None
     memory_limit: int | str = "1 GiB"
     worker_timeout: float | str = "60 s"
+    window_timeout: float | str = "15 min"
     rank_timeout: float | str = "5 min"
     verify_checksums: bool = True
     footer_cache: bool | str | os.PathLike[str] = True
+    on_error: OnError = "raise"
     provenance: bool = False
     output_format: OutputFormat = "torch"
 
@@ -55,6 +59,10 @@ class DatasetOptions:
             raise ConfigError(
                 f"uneven={self.uneven!r} must be one of {get_args(Uneven)!r}"
             )
+        if self.on_error not in get_args(OnError):
+            raise ConfigError(
+                f"on_error={self.on_error!r} must be one of {get_args(OnError)!r}"
+            )
         if self.num_splits is not None:
             _require_positive("num_splits", self.num_splits, "splits, or None")
         if self.drop_last and self.batch_size is None:
@@ -70,6 +78,7 @@ class DatasetOptions:
             )
         parse_bytes(self.memory_limit, name="memory_limit")
         parse_seconds(self.worker_timeout, name="worker_timeout")
+        parse_seconds(self.window_timeout, name="window_timeout")
         parse_seconds(self.rank_timeout, name="rank_timeout")
 
     @property
@@ -81,6 +90,11 @@ class DatasetOptions:
     def worker_timeout_s(self) -> float:
         """worker_timeout in seconds."""
         return parse_seconds(self.worker_timeout, name="worker_timeout")
+
+    @property
+    def window_timeout_s(self) -> float:
+        """window_timeout in seconds."""
+        return parse_seconds(self.window_timeout, name="window_timeout")
 
     @property
     def rank_timeout_s(self) -> float:

@@ -57,6 +57,7 @@ def make_engine(
         limit = options.memory_bytes
         return ThreadsEngine(
             memory_limit=limit,
+            window_timeout_s=options.window_timeout_s,
             local_world_size=local_world_size(),
             shared=SharedPool(MemfdPlace(), limit) if sends_windows else None,
         )
@@ -67,7 +68,12 @@ def make_engine(
         where,
         worker_timeout_s=options.worker_timeout_s,
         memory_limit=options.memory_bytes,
+        window_timeout_s=options.window_timeout_s,
     )
+
+
+def _forget_window(window: WindowData) -> None:
+    del window
 
 
 class Pipeline:
@@ -81,6 +87,7 @@ class Pipeline:
         engine: Engine,
         meter: Meter,
         ahead: Ahead | None = None,
+        skipped: Callable[[WindowData], None] = _forget_window,
     ) -> None:
         """Read nothing yet.
 
@@ -91,7 +98,9 @@ class Pipeline:
             engine: Reads; closed with this.
             meter: Counts.
             ahead: Windows of this engine for the first iteration to begin with.
+            skipped: Told of each window that stands for one that could not be read.
         """
+        self._skipped = skipped
         self.engine = engine
         self._ahead = ahead
         self._catalog = catalog
@@ -190,6 +199,7 @@ class Pipeline:
             allocate=self._pool_for(registry).lease,
             files=self._files,
             loosen=self._loosen,
+            skipped=self._note_skipped,
         )
         return self._cut(run, batcher, Turn())
 
@@ -227,6 +237,7 @@ class Pipeline:
             meter=self._meter,
             kept_bytes=self._kept_bytes,
             ahead=self._ahead,
+            skip=self._options.on_error == "skip-window",
         )
 
     def _task(self, run: Run, request: Request) -> WindowTask:
@@ -262,6 +273,7 @@ class Pipeline:
             allocate=pool.lease,
             files=self._files,
             loosen=self._loosen,
+            skipped=self._note_skipped,
         )
 
     def _cut(
@@ -275,6 +287,11 @@ class Pipeline:
             now = time.perf_counter()
             self._meter.add("total_s", now - mark)
             mark = now
+
+    def _note_skipped(self, window: WindowData) -> None:
+        self._meter.add("skipped_windows", 1)
+        self._meter.add("skipped_rows", window.num_rows)
+        self._skipped(window)
 
     def _count(self, step: Step) -> None:
         rows = sum(piece.stop - piece.start for piece in step.pieces)

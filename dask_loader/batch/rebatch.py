@@ -40,6 +40,7 @@ class Rebatcher:
         allocate: Callable[[int], Block] | None = None,
         files: Sequence[str] | None = None,
         loosen: Loosen | None = None,
+        skipped: Callable[[WindowData], None] | None = None,
     ) -> None:
         """Begin without any window.
 
@@ -53,7 +54,9 @@ class Rebatcher:
             files: Names of the catalog's files, where batches shall say where their rows
                 came from and windows have the columns for it.
             loosen: What texts and lists become; Python's where None.
+            skipped: Told of each window that stands for one that could not be read.
         """
+        self._skipped = skipped
         self._loosen = loosen
         self._names = tuple(names)
         self._take = take
@@ -63,6 +66,7 @@ class Rebatcher:
         self._files = files
         self._windows: dict[int, WindowData] = {}
         self._num_taken = 0
+        self._stand_ins: set[int] = set()
 
     def batch(self, step: Step) -> Batch:
         """Return a step's batch.
@@ -123,7 +127,14 @@ class Rebatcher:
 
     def _signed(self, step: Step, batch: Batch) -> Batch:
         if self._files is not None:
-            add_origin(batch, self._files, padded=step.pad is not None)
+            padded, start = [], 0
+            pieces = step.pieces if step.pad is None else (*step.pieces, step.pad)
+            for piece in pieces:
+                stop = start + piece.stop - piece.start
+                if piece.request in self._stand_ins or piece is step.pad:
+                    padded.append((start, stop))
+                start = stop
+            add_origin(batch, self._files, padded=padded)
         return batch
 
     def _window(self, step: Step, number: int) -> WindowData:
@@ -133,8 +144,12 @@ class Rebatcher:
                 raise AssertionError(
                     f"window {self._num_taken} is next, the step uses {number}"
                 )
-            self._windows[number] = self._take()
+            window = self._windows[number] = self._take()
             self._num_taken += 1
+            if window.stands_for:
+                self._stand_ins.add(number)
+                if self._skipped is not None:
+                    self._skipped(window)
         return self._windows[number]
 
     def _finish(self, numbers: Iterable[int]) -> None:

@@ -53,7 +53,8 @@ class Outbox:
         self._sent = [(w, header) for w, header in self._sent if header[IN_USE]]
         if window.home is None or not window.groups:
             # No shared memory was to be had, or nothing is to be shared: through a pipe.
-            return Sent(None, pickle.dumps(Parcel(window), pickle.HIGHEST_PROTOCOL))
+            packed = pickle.dumps(Parcel(window), pickle.HIGHEST_PROTOCOL)
+            return Sent(None, packed, stands_for=window.stands_for)
         slab = window.groups[
             0
         ].block.base  # the lease, which begins where the slab does
@@ -66,7 +67,7 @@ class Outbox:
             for g in window.groups
         )
         texts = pack_texts(window.texts).to_pybytes() if window.texts else b""
-        return Sent(window.home, texts, window.num_rows, groups)
+        return Sent(window.home, texts, window.num_rows, groups, window.stands_for)
 
 
 class Sent:
@@ -80,6 +81,7 @@ class Sent:
         packed: bytes,
         num_rows: int = 0,
         groups: tuple[tuple[GroupKind, int, int], ...] = (),
+        stands_for: str = "",
     ) -> None:
         """Describe a window.
 
@@ -89,11 +91,13 @@ class Sent:
             num_rows: Rows of each column.
             groups: For each group of columns where its block begins in the slab, and its
                 bytes.
+            stands_for: See WindowData.
         """
         self.home = home
         self._packed = packed
         self._num_rows = num_rows
         self._groups = groups
+        self._stands_for = stands_for
         self._lease: Block | None = None
 
     def open(self) -> WindowData:
@@ -104,14 +108,16 @@ class Sent:
         """
         if self.home is None:
             parcel: Parcel = pickle.loads(self._packed)
-            return parcel.open()
+            window = parcel.open()
+            window.stands_for = self._stands_for
+            return window
         if self._lease is None:
             raise WindowError(
                 "a window in shared memory of a DataLoader worker could not be opened "
                 f"({self.home.path!r}); the worker died, or runs as another user"
             )
         lease, self._lease = self._lease, None
-        window = WindowData(self._num_rows)
+        window = WindowData(self._num_rows, stands_for=self._stands_for)
         for kind, start, num_bytes in self._groups:
             block = lease[start : start + num_bytes]
             window.groups.append(make_group(kind, self._num_rows, block))
@@ -121,7 +127,13 @@ class Sent:
 
     def __reduce__(self) -> tuple[Callable[..., Sent], Any]:
         """Open the slab on arrival."""
-        return _arrive, (self.home, self._packed, self._num_rows, self._groups)
+        return _arrive, (
+            self.home,
+            self._packed,
+            self._num_rows,
+            self._groups,
+            self._stands_for,
+        )
 
 
 def receive(sent: Sent) -> WindowData:

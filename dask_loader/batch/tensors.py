@@ -143,20 +143,23 @@ def _join(parts: Sequence[Any]) -> Any:
     return [item for part in parts for item in part]
 
 
-def add_origin(batch: Batch, files: Sequence[str], *, padded: bool) -> None:
+def add_origin(
+    batch: Batch, files: Sequence[str], *, padded: Sequence[tuple[int, int]]
+) -> None:
     """Put in what a batch's windows do not say of where its rows came from.
 
     Args:
         batch: Has `__file__` as an index into files, which becomes their names.
         files: As the catalog has them.
-        padded: Whether the last row is a copy, of uneven="pad".
+        padded: Which rows, from start to stop, are copies of others: of uneven="pad", or
+            in place of a window that was skipped.
     """
     index = batch[FILE]
     assert isinstance(index, torch.Tensor)
     batch[FILE] = [files[i] for i in index.tolist()]
     flags = batch[PADDED] = torch.zeros(len(index), dtype=torch.bool)
-    if padded:
-        flags[-1] = True
+    for start, stop in padded:
+        flags[start:stop] = True
 
 
 def _deliver(kind: GroupKind, rows: NDArray[np.generic], found: Batch) -> None:

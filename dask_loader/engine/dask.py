@@ -14,19 +14,20 @@ stands in the row group. Should that worker be gone, any other begins anew.
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import itertools
 import logging
+import math
 import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future as LocalFuture
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import distributed
-from distributed.comm.core import CommClosedError, connect
+from distributed.comm.core import CommClosedError
 from distributed.scheduler import KilledWorker
 
 from dask_loader.engine.base import (
@@ -35,6 +36,12 @@ from dask_loader.engine.base import (
     chain_name,
     chain_prefix,
     describe_slices,
+)
+from dask_loader.engine.connection import (
+    ASK_TIMEOUT_S,
+    Connection,
+    ConnectionLostError,
+    Live,
 )
 from dask_loader.engine.environment import Environments
 from dask_loader.engine.functions import Functions
@@ -45,7 +52,6 @@ from dask_loader.engine.worker import end_chains, probe, run_window
 from dask_loader.errors import (
     ClosedError,
     DaskLoaderError,
-    EngineError,
     SchedulerUnreachableError,
     WindowError,
     WorkersMissingError,
@@ -61,10 +67,8 @@ from dask_loader.transfer.writer import Outcome
 
 log = logging.getLogger(__name__)
 
-_CONNECT_TIMEOUT_S = 15.0
 # How often a wait looks around: long against a round trip (10 ms), short for a person.
 _LOOK_AROUND_S = 1.0
-_ASK_TIMEOUT_S = 10.0
 _HAND_OVER_THREADS = 2
 _CLOSE_WAIT_S = 5.0
 # A hand-over that outlasts worker_timeout is begun again this often: its worker may have
@@ -75,29 +79,47 @@ _MAX_HAND_OVERS = 5
 _FIRST_PATIENCE_S = 2.0
 # A slab that a stopped worker holds is given up; the window is read again into another.
 _MAX_SLABS = 5
+# A scheduler that is lost so often while one window is read will not do better.
+_MAX_LOSSES = 5
+# A window that takes so many times as long as the longest so far is read by a second
+# worker too, then by a third: theirs may hang, or be stopped.
+_SLOW = 8.0
+_MAX_COPIES = 3
+# A worker that was so slow is given no window for a while, if there are others: its thread
+# may hang for good. In times of what was found slow.
+_SUSPECT_FOR = 5.0
+# How many looks around go by between two at what the workers say of themselves.
+_LOOKS_PER_STATUS = 5
 
 
 class DaskEngine:
     """Runs windows as futures of its own client."""
 
     def __init__(
-        self, where: Where, *, worker_timeout_s: float, memory_limit: int
+        self,
+        where: Where,
+        *,
+        worker_timeout_s: float,
+        memory_limit: int,
+        window_timeout_s: float = math.inf,
     ) -> None:
         """Connect.
 
         Args:
             where: The scheduler.
-            worker_timeout_s: Longest time without any worker.
+            worker_timeout_s: Longest time without any worker; after it, a window that
+                takes very long is read by a second worker too.
             memory_limit: Bytes of slabs that workers of this host may be lent.
+            window_timeout_s: Longest wait for the window that is next.
 
         Raises:
             SchedulerUnreachableError: Nobody answers there.
         """
         self._address = where.address
         self._worker_timeout_s = worker_timeout_s
+        self._window_timeout_s = window_timeout_s
         self._token = f"{os.getpid():x}{uuid.uuid4().hex[:8]}"
         self._stop = threading.Event()
-        _mend_after_fork()
         self._handing_over: set[LocalFuture[WindowData]] = set()
         self._sharing = Sharing(memory_limit=memory_limit)
         self._received = SlabPool(0)  # only counts what came over the comm
@@ -105,8 +127,11 @@ class DaskEngine:
         self._functions = Functions(self._submit_function)
         self._workers: dict[str, int] = {}  # their threads, when last asked
         self._environments = Environments()
-        self._client = _connect(where)
-        self._hunger = HungerReports(self._client, self._token)
+        self._longest_s = 0.0  # a wait for a window, so far
+        self._alone = threading.Lock()  # for windows that may kill workers
+        self._suspects: dict[str, float] = {}  # workers, and until when
+        self._link = Connection(where, patience_s=worker_timeout_s, stop=self._stop)
+        self._hunger = HungerReports(self._link, self._token)
         self._executor = ThreadPoolExecutor(
             _HAND_OVER_THREADS, thread_name_prefix="dask-loader-hand-over"
         )
@@ -127,19 +152,31 @@ class DaskEngine:
 
     def slots(self, *, wait: bool = True) -> int:
         """Return the threads of all workers; waits for a first worker if asked to."""
+        if not wait:
+            try:
+                threads = self._look_at(self._ask_threads())
+            except ConnectionLostError:  # who waits for a window sees to it
+                return 0
+            return sum(threads.values())
+        return self._persist(self._await_slots)
+
+    def _await_slots(self) -> int:
         waited_s = 0.0
         while True:
-            threads = self._ask_threads()
+            threads = self._look_at(self._ask_threads())
             if threads:
-                self._environments.check(threads, self._run_on)
-                self._sharing.learn(threads, self._ask_sharing)
                 return sum(threads.values())
-            if not wait:
-                return 0
             if waited_s >= self._worker_timeout_s:
                 raise self._no_workers(waited_s)
             self._stop.wait(_LOOK_AROUND_S)
             waited_s += _LOOK_AROUND_S
+
+    def _look_at(self, threads: dict[str, int]) -> dict[str, int]:
+        """Find out about workers that are new."""
+        if threads:
+            self._environments.check(threads, self._run_on)
+            self._sharing.learn(threads, self._ask_sharing)
+        return threads
 
     def map(
         self,
@@ -154,14 +191,45 @@ class DaskEngine:
         keys = (
             f"{name}-{self._token}" if names is None else [f"{name}-{n}" for n in names]
         )
-        futures = self._client.map(function, list(items), key=keys, pure=False)
-        try:
-            return [self._take(future, name) for future in futures]
-        finally:
-            # Not cancelled: a client that asks for the same key at this very moment would
-            # be told that it was.
-            for future in futures:
-                future.release()
+
+        def run() -> list[Result]:
+            live = self._link.live
+            try:
+                futures = live.client.map(function, list(items), key=keys, pure=False)
+            except Exception as error:
+                raise self._lost_or(error, live) from error
+            begun = [_Begun(f, live, None, (), None) for f in futures]
+            try:
+                return [self._take([one], name)[1] for one in begun]
+            except _KilledError as killed:
+                raise WindowError(
+                    f"{name} killed every Dask worker that tried it ({killed}); give the "
+                    "workers more memory"
+                ) from killed
+            finally:
+                # Not cancelled: a client that asks for the same key at this very moment
+                # would be told that it was.
+                for future in futures:
+                    future.release()
+
+        return self._persist(run)
+
+    def _persist(self, work: Callable[[], Result]) -> Result:
+        """Do some work, again where the scheduler was lost meanwhile and is back."""
+        for losses in itertools.count(1):
+            try:
+                return work()
+            except ConnectionLostError as lost:
+                self._reconnect(lost, losses)
+        raise AssertionError("endless")
+
+    def _reconnect(self, lost: ConnectionLostError, losses: int) -> None:
+        if losses > _MAX_LOSSES:
+            raise SchedulerUnreachableError(
+                f"the Dask scheduler at {self._address!r} was lost {losses} times in a "
+                f"row ({lost}); see its log, and start again from the last state"
+            ) from lost
+        self._link.renew(lost)
 
     def submit(self, task: WindowTask, *, stream: int, number: int) -> _Pending:
         """Ask for a window."""
@@ -190,48 +258,72 @@ class DaskEngine:
         # A transfer that is cut off is logged as an error by its worker: let it end. A
         # stuck one ends when the client does, and with it the wait for it.
         wait(list(self._handing_over), timeout=_CLOSE_WAIT_S)
-        with _quiet(unless=self._client.status == "running"):
-            self._client.close()
+        self._link.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
         self._sharing.close()
 
     def _begin(
-        self, task: WindowTask, pending: _Pending, place: tuple[int, ...]
+        self,
+        task: WindowTask,
+        pending: _Pending,
+        place: tuple[int, ...],
+        among: list[str] | None = None,
     ) -> _Begun:
         """Submit a task, with a slab if there is one."""
+        live = self._link.live
         loan = self._sharing.lend(task)
-        home = self._home(task)
-        task, function = self._functions.split(task)
-        future = self._client.submit(
-            run_window,
-            task,
-            None if loan is None else loan.name,
-            function,
-            # The first part is what Dask's dashboard groups by.
-            key=(f"read-window-{self._token}", *place),
-            priority=-place[1],
-            pure=False,
-            workers=home and [home],
-        )
-        pending.begun = _Begun(future, loan, place, home)
+        if among is None and self._suspected():
+            suspects = self._suspected()
+            among = [w for w in list(self._workers) if w not in suspects] or None
+        home = self._home(task, among)
+        light, function = task, None
+        try:
+            light, function = self._functions.split(task, live)
+            future = live.client.submit(
+                run_window,
+                light,
+                None if loan is None else loan.name,
+                function,
+                # The first part is what Dask's dashboard groups by.
+                key=(f"read-window-{self._token}", *place),
+                priority=-place[1],
+                pure=False,
+                workers=[home] if home else among,
+            )
+        except Exception as error:
+            if not isinstance(self._lost_or(error, live), ConnectionLostError):
+                if loan is not None:
+                    loan.give_back()
+                raise
+            future = None  # who hands it over begins anew
+        pending.begun = _Begun(future, live, loan, place, home)
         return pending.begun
 
-    def _submit_function(self, function: Function) -> Any:
-        return self._client.submit(
+    def _lost_or(self, error: Exception, live: Live) -> Exception:
+        """Return what to raise for an error of a client that may have been closed."""
+        renewed = self._link.live.generation != live.generation
+        if renewed or live.client.status != "running":
+            return ConnectionLostError(live.generation, str(error) or repr(error))
+        return error
+
+    @staticmethod
+    def _submit_function(client: Any, function: Function) -> Any:
+        return client.submit(
             load_function,
             function.name,
             function.payload,
             key=f"load-transform-{function.key}",
         )
 
-    def _home(self, task: WindowTask) -> str | None:
+    def _home(self, task: WindowTask, among: list[str] | None) -> str | None:
         """Return the worker that reads a chain; None where any may read the window."""
         if task.chain is None:
             return None
         home = self._homes.get(task.chain)
-        if home not in self._workers:
+        candidates = list(self._workers) if among is None else among
+        if home not in candidates:
             held = list(self._homes.values())
-            home = min(self._workers, key=held.count, default=None)
+            home = min(candidates, key=held.count, default=None)
         if home is not None:
             self._homes[task.chain] = home
         if not task.continues:
@@ -242,22 +334,61 @@ class DaskEngine:
         self, task: WindowTask, pending: _Pending, begun: _Begun
     ) -> WindowData:
         what = describe_slices(task)
-        for attempt in range(_MAX_SLABS):
-            if attempt:
-                begun = self._begin(task, pending, (*begun.place[:2], attempt))
+        numbers = itertools.count(1)
+
+        def again(among: list[str] | None = None) -> _Begun:
+            place = (*begun.place[:2], next(numbers))
+            return self._begin(task, pending, place, among)
+
+        try:
+            return self._read(task, pending, begun, again)
+        except _KilledError:
+            # Whatever waited on a worker that died is suspected. Of those that are read
+            # again one by one, only the guilty one kills again.
+            log.warning("%s killed Dask workers, or died with them; once more", what)
+            with self._alone:
+                try:
+                    return self._read(task, pending, again(), again)
+                except _KilledError as killed:
+                    raise WindowError(
+                        f"{what} killed every Dask worker that tried it ({killed}); give "
+                        "the workers more memory, or make shuffle_window smaller"
+                    ) from killed
+
+    def _read(
+        self,
+        task: WindowTask,
+        pending: _Pending,
+        begun: _Begun,
+        again: Callable[..., _Begun],
+    ) -> WindowData:
+        what = describe_slices(task)
+        race = [begun]
+        failures = losses = 0
+        while True:
+            window = None
+            began = time.monotonic()
             try:
-                found = self._take(begun.future, what, pending, begun.home)
-                window = self._accept(task, begun.loan, found)
+                first, found = self._take(race, what, pending, again)
+                window = self._accept(task, first.loan, found)
+                failures += window is None
             except _HomeLostError:
-                window = None
+                failures += 1
+            except ConnectionLostError as lost:
+                losses += 1
+                self._reconnect(lost, losses)
             finally:
-                begun.future.release()
-                if begun.loan is not None:
-                    begun.loan.give_back()
+                for each in race:
+                    each.release()
             if window is not None:
+                if len(race) == 1:
+                    self._longest_s = max(self._longest_s, time.monotonic() - began)
                 return window
             if pending.given_up.is_set() or self._stop.is_set():
                 raise ClosedError(f"{what} was given up")
+            if failures >= _MAX_SLABS:
+                break
+            race = [again()]
         raise WindowError(
             f"{what}: {_MAX_SLABS} Dask workers in turn stopped or left while they read "
             f"it; see their logs, or set {HAND_OVER_VARIABLE}=comm to do without shared "
@@ -301,19 +432,20 @@ class DaskEngine:
         Returns:
             The results of those that answered in time.
         """
+        client = self._link.live.client
 
         async def ask(address: str) -> Any:
             # One by one: a worker that is silent must not silence the others.
-            answering = self._client._run(
+            answering = client._run(
                 function, item, workers=[address], on_error="return"
             )
-            return (await asyncio.wait_for(answering, _ASK_TIMEOUT_S))[address]
+            return (await asyncio.wait_for(answering, ASK_TIMEOUT_S))[address]
 
         async def ask_all() -> list[Any]:
             return await asyncio.gather(*map(ask, workers), return_exceptions=True)
 
         try:
-            answers = dict(zip(workers, self._client.sync(ask_all), strict=True))
+            answers = dict(zip(workers, client.sync(ask_all), strict=True))
         except Exception as error:  # tcp, tls and rpc failures have no common class
             log.debug("no answer from %s: %s", workers, error)
             return {}
@@ -325,69 +457,198 @@ class DaskEngine:
 
     def _take(
         self,
-        future: Any,
+        race: list[_Begun],
         what: str,
         pending: _Pending | None = None,
-        home: str | None = None,
-    ) -> Any:
-        """Wait for a future with an eye on the cluster, then fetch it from its worker."""
-        # A worker may die between the end of a task and the fetching of its result. Where
-        # no other may run the task again, that is to be found out soon.
+        again: Callable[[list[str]], _Begun] | None = None,
+    ) -> tuple[_Begun, Any]:
+        """Wait for the first of some futures, then fetch it from its worker.
+
+        Args:
+            race: All of the same window; grows if it takes very long.
+            what: The window, for error texts.
+            pending: Tells whether it was given up.
+            again: Has the window read on one of some workers too.
+        """
         limit_s = self._worker_timeout_s
-        patience_s = limit_s if home is None else min(_FIRST_PATIENCE_S, limit_s)
+        patience_s = 0.0
         tries = 0
         while tries < _MAX_HAND_OVERS:
-            self._await_done(future, what, pending, home)
+            first = self._await_first(race, what, pending, again)
+            # A worker may die between the end of a task and the fetching of its result.
+            # Where no other may run the task again, that is to be found out soon.
+            short_s = limit_s if first.home is None else min(_FIRST_PATIENCE_S, limit_s)
+            patience_s = min(2 * patience_s, limit_s) or short_s
             try:
-                return future.result(timeout=patience_s)
+                return first, self._fetch(first, patience_s)
             except (TimeoutError, distributed.TimeoutError):
                 # Lost on the way: the scheduler has it made again, if there is a worker.
                 workers = self._ask_threads()
                 if not workers:
                     raise self._no_workers(self._worker_timeout_s) from None
-                if home is not None and home not in workers:
+                if first.home is not None and first.home not in workers:
                     raise _HomeLostError from None
                 tries += patience_s >= limit_s
-                patience_s = min(2 * patience_s, limit_s)
             except DaskLoaderError:
                 raise
             except Exception as error:
-                raise self._explain(error, future, what) from error
+                raise self._explain(error, first, what) from error
         raise WindowError(
             f"{what} was made, but could not be fetched from its Dask worker in "
             f"{_MAX_HAND_OVERS} tries of {self._worker_timeout_s:g} s; check that this "
             "machine can reach the workers' addresses"
         )
 
-    def _await_done(
-        self, future: Any, what: str, pending: _Pending | None, home: str | None
-    ) -> None:
+    def _fetch(self, begun: _Begun, patience_s: float) -> Any:
+        """Fetch a result from its worker, as long as the scheduler is there.
+
+        Raises:
+            TimeoutError: It did not come in time.
+            ConnectionLostError: Dask's client has noticed that the scheduler is gone.
+        """
+        client = begun.live.client
+        # future.result() would go on asking a scheduler that is gone for 10 s.
+        fetching = asyncio.run_coroutine_threadsafe(
+            client.gather(begun.future, asynchronous=True), client.loop.asyncio_loop
+        )
+        deadline = time.monotonic() + patience_s
+        try:
+            while not wait([fetching], timeout=_LOOK_AROUND_S).done:
+                if client.status != "running":
+                    raise ConnectionLostError(begun.live.generation, client.status)
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            return fetching.result()
+        finally:
+            fetching.cancel()
+
+    def _await_first(
+        self,
+        race: list[_Begun],
+        what: str,
+        pending: _Pending | None,
+        again: Callable[[list[str]], _Begun] | None,
+    ) -> _Begun:
+        """Wait with an eye on the cluster."""
         # Not distributed.wait(): it asks for a default client, and ours is none.
         done = threading.Event()
-        future.add_done_callback(lambda _: done.set())
+        for begun in race:
+            begun.tell(done)
+        began = time.monotonic()
+        slow_s = max(self._worker_timeout_s, _SLOW * self._longest_s)
         lonely_s = 0.0
-        while not done.wait(_LOOK_AROUND_S):
+        for looks in itertools.count(1):
+            if done.wait(_LOOK_AROUND_S):
+                break
             given_up = pending is not None and pending.given_up.is_set()
             if self._stop.is_set() or given_up:
                 raise ClosedError(f"{what} was given up")
+            if race[0].live.generation != self._link.live.generation:
+                break
             workers = self._ask_threads()
-            if home is not None and workers and home not in workers:
+            if workers and all(b.home and b.home not in workers for b in race):
                 raise _HomeLostError
+            if workers and looks % _LOOKS_PER_STATUS == 0:
+                self._check_paused(looks * _LOOK_AROUND_S)
             lonely_s = 0.0 if workers else lonely_s + _LOOK_AROUND_S
             if lonely_s >= self._worker_timeout_s:
                 raise self._no_workers(lonely_s)
+            waited_s = time.monotonic() - began
+            if waited_s >= self._window_timeout_s:
+                raise self._too_slow(what, race, waited_s)
+            if again is None or len(race) >= _MAX_COPIES:
+                continue
+            slow = waited_s >= slow_s
+            others = self._others(race, workers, slow_s if slow else 0.0)
+            if others:
+                log.warning(
+                    "%s takes %.0f s; another Dask worker reads it too", what, waited_s
+                )
+                race.append(again(others))
+                race[-1].tell(done)
+                slow_s = 2 * waited_s
+        for begun in race:
+            if begun.future is not None and begun.future.done():
+                return begun
+        raise ConnectionLostError(race[0].live.generation, "others connected anew")
 
-    def _ask_threads(self) -> dict[str, int]:
+    def _others(
+        self, race: list[_Begun], workers: Mapping[str, int], slow_s: float
+    ) -> list[str]:
+        """Return the workers that may be better than those that read a window now.
+
+        Args:
+            race: The window.
+            workers: All.
+            slow_s: What it took to call it slow; 0 if it is not: then there are others
+                only if all who read it were slow before.
+        """
+        suspects = self._suspected()
+        if not slow_s and not suspects:
+            return []
+        readers = self._readers(race)
+        if not readers or (not slow_s and not suspects.issuperset(readers)):
+            return []
+        if slow_s:
+            until_s = time.monotonic() + _SUSPECT_FOR * slow_s
+            self._suspects.update(dict.fromkeys(readers, until_s))
+        return [w for w in workers if w not in readers and w not in suspects]
+
+    def _suspected(self) -> set[str]:
+        """Return the workers that were very slow of late."""
+        now_s = time.monotonic()
+        return {w for w, until_s in self._suspects.copy().items() if until_s > now_s}
+
+    def _readers(self, race: list[_Begun]) -> list[str]:
+        """Return the workers that a window was given to."""
+        keys = {str(begun.key) for begun in race}
+        given = self._ask("processing", workers=None)
+        return [w for w, had in given.items() if keys & {str(k) for k in had}]
+
+    def _check_paused(self, waited_s: float) -> None:
+        """Give up where every worker has stopped to take work for lack of memory."""
+        if waited_s < self._worker_timeout_s:
+            return
+        workers = self._ask("identity")["workers"]
+        paused = [a for a, told in workers.items() if told.get("status") == "paused"]
+        if paused and len(paused) == len(workers):
+            raise WorkersMissingError(
+                f"all {len(paused)} workers of the Dask scheduler at {self._address!r} "
+                f"are paused: {', '.join(sorted(paused)[:3])}; they have no memory left, "
+                "or no room on their spill disk. Give them more, or free what other "
+                "computations keep there"
+            )
+
+    def _too_slow(self, what: str, race: list[_Begun], waited_s: float) -> WindowError:
+        readers = self._readers(race)
+        place = (
+            f"on {' and '.join(readers)}" if readers else "waiting for a free worker"
+        )
+        return WindowError(
+            f"{what} was not done within {waited_s:.0f} s (it is {place}); look at those "
+            "workers' logs and what they wait for, or allow more with window_timeout="
+        )
+
+    def _ask(self, operation: str, **arguments: Any) -> Any:
+        """Ask the scheduler something.
+
+        Raises:
+            ConnectionLostError: There is no answer.
+        """
+        live = self._link.live
         try:
-            threads: dict[str, int] = self._client.sync(
-                self._client.scheduler.ncores, callback_timeout=_ASK_TIMEOUT_S
+            return live.client.sync(
+                getattr(live.client.scheduler, operation),
+                callback_timeout=ASK_TIMEOUT_S,
+                **arguments,
             )
         except Exception as error:  # tcp, tls and rpc failures have no common class
-            raise SchedulerUnreachableError(
-                f"the Dask scheduler at {self._address!r} answered before and does not "
-                f"answer now ({type(error).__name__}: {error}); check that it runs, and "
-                "start again from the last state"
+            raise ConnectionLostError(
+                live.generation, f"{type(error).__name__}: {error}", silent=True
             ) from error
+
+    def _ask_threads(self) -> dict[str, int]:
+        threads: dict[str, int] = self._ask("ncores")
         self._workers = {address: n for address, n in threads.items() if n}
         return self._workers
 
@@ -398,18 +659,15 @@ class DaskEngine:
             'longer with worker_timeout="5 min"'
         )
 
-    def _explain(self, error: Exception, future: Any, what: str) -> EngineError:
-        lost = isinstance(error, CommClosedError)
-        if lost or future.status in ("cancelled", "lost"):
-            return SchedulerUnreachableError(
-                f"the Dask scheduler at {self._address!r} lost {what} ({error}); it was "
-                "restarted or the connection broke: start again from the last state"
-            )
+    def _explain(self, error: Exception, begun: _Begun, what: str) -> Exception:
+        forgotten = begun.future.status in ("cancelled", "lost")
+        gone = isinstance(self._lost_or(error, begun.live), ConnectionLostError)
+        if forgotten or gone or isinstance(error, CommClosedError):
+            # Dask's own text has several lines.
+            why = getattr(error, "reason", None) or type(error).__name__
+            return ConnectionLostError(begun.live.generation, why)
         if isinstance(error, KilledWorker):
-            return WindowError(
-                f"{what} killed every Dask worker that tried it ({error}); give the "
-                "workers more memory, or make shuffle_window smaller"
-            )
+            return _KilledError(str(error))
         hint = ""
         if isinstance(error, ImportError) or "No module named" in str(error):
             hint = "; install the same packages on the Dask workers as here"
@@ -422,11 +680,33 @@ class _HomeLostError(Exception):
     """The one worker that was to read a window is gone."""
 
 
+class _KilledError(Exception):
+    """Too many workers died that a window was given to."""
+
+
 class _Begun(NamedTuple):
-    future: Any
+    future: Any  # None where the scheduler was lost before
+    live: Live
     loan: Loan | None
     place: tuple[int, ...]
     home: str | None
+
+    @property
+    def key(self) -> Any:
+        return None if self.future is None else self.future.key
+
+    def tell(self, done: threading.Event) -> None:
+        """Set an event as soon as there is anything to take, or never will be."""
+        if self.future is None:
+            done.set()
+        else:
+            self.future.add_done_callback(lambda _: done.set())
+
+    def release(self) -> None:
+        if self.future is not None:
+            self.future.release()
+        if self.loan is not None:
+            self.loan.give_back()
 
 
 class _Pending:
@@ -448,72 +728,7 @@ class _Pending:
     def cancel(self, *, wait: bool = False) -> None:
         del wait  # workers decode
         self.given_up.set()
-        self.begun.future.release()
+        if self.begun.future is not None:
+            self.begun.future.release()
         if self.taken.cancel() and self.begun.loan is not None:
             self.begun.loan.give_back()
-
-
-def _mend_after_fork() -> None:
-    """Give a forked process the thread that distributed unpickles large messages in.
-
-    The parent's executor believes it has a thread, which only the parent has: messages
-    above distributed.comm.offload (10 MiB) would wait for ever.
-    """
-    executor = distributed.utils._offload_executor
-    if any(not thread.is_alive() for thread in executor._threads):
-        distributed.utils._offload_executor = ThreadPoolExecutor(
-            1, thread_name_prefix="Dask-Offload"
-        )
-
-
-def _connect(where: Where) -> Any:
-    try:
-        with ThreadPoolExecutor(1, thread_name_prefix="dask-loader-knock") as thread:
-            thread.submit(asyncio.run, _knock(where)).result()
-        return distributed.Client(
-            where.address,
-            security=where.security,
-            timeout=_CONNECT_TIMEOUT_S,
-            set_as_default=False,
-            direct_to_workers=True,
-            name="dask-loader",
-        )
-    except Exception as error:  # OSError, TimeoutError, ValueError, TypeError, ssl
-        raise SchedulerUnreachableError(
-            f"no Dask scheduler answers at {where.address!r} within "
-            f"{_CONNECT_TIMEOUT_S:g} s ({type(error).__name__}: {error}); check the "
-            "address, that it runs, and for tls:// that client= carries its security"
-        ) from error
-
-
-async def _knock(where: Where) -> None:
-    # Client's own timeout does not cover what comes after the connection: a listener that
-    # accepts and says nothing would be waited for without end.
-    security = where.security or distributed.Security()
-    arguments = security.get_connection_args("client")
-
-    async def ask() -> None:
-        comm = await connect(where.address, timeout=_CONNECT_TIMEOUT_S, **arguments)
-        try:
-            await comm.write({"op": "identity", "reply": True})
-            await comm.read()
-        finally:
-            comm.abort()
-
-    await asyncio.wait_for(ask(), _CONNECT_TIMEOUT_S)
-
-
-@contextlib.contextmanager
-def _quiet(*, unless: bool) -> Iterator[None]:
-    # A client that lost its scheduler and is closed while it tries to reconnect logs two
-    # tracebacks about having been told to stop.
-    names = () if unless else ("distributed.client", "distributed.utils")
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.CRITICAL)
-        yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)

@@ -11,6 +11,8 @@ import logging
 import time
 from typing import Any
 
+from dask_loader.engine.connection import Connection
+
 log = logging.getLogger(__name__)
 
 TOPIC = "dask-loader-hunger"
@@ -22,9 +24,9 @@ _SEND_TIMEOUT_S = 10.0
 class HungerReports:
     """Adds up one consumer's waits; used by the thread that takes windows."""
 
-    def __init__(self, client: Any, consumer: str) -> None:
+    def __init__(self, link: Connection, consumer: str) -> None:
         """Say nothing yet."""
-        self._client = client
+        self._link = link
         self._consumer = consumer
         self._sent = time.monotonic()
         self._waited_s = 0.0
@@ -51,11 +53,11 @@ class HungerReports:
     def _send(self, numbers: dict[str, Any]) -> None:
         message = {"consumer": self._consumer, **numbers}
         # Not waited for: what reads is worth more than what is told of it.
-        self._client.loop.add_callback(self._tell, message)
+        self._link.live.client.loop.add_callback(self._tell, message)
 
     async def _tell(self, message: dict[str, Any]) -> None:
         try:
-            told = self._client.scheduler.log_event(topic=TOPIC, msg=message)
+            told = self._link.live.client.scheduler.log_event(topic=TOPIC, msg=message)
             await asyncio.wait_for(told, _SEND_TIMEOUT_S)
         except Exception as error:  # tcp, tls and rpc failures have no common class
             log.debug("could not report to the scheduler: %s", error)

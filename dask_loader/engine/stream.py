@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dask_loader.engine.ahead import Ahead, Begun
 from dask_loader.engine.base import Engine, Pending, new_serial
 from dask_loader.engine.flow import Flow
+from dask_loader.engine.skip import SKIPPABLE, stand_in
 from dask_loader.metrics import Meter
 from dask_loader.read.task import WindowTask
 from dask_loader.transfer.window import WindowData
@@ -47,6 +48,7 @@ class WindowStream:
         meter: Meter,
         kept_bytes: Callable[[int], int] = _nothing_kept,
         ahead: Ahead | None = None,
+        skip: bool = False,
     ) -> None:
         """Start reading.
 
@@ -59,13 +61,16 @@ class WindowStream:
             kept_bytes: Told the bytes on the way and in hand, returns those of released
                 windows that somebody still looks at.
             ahead: Windows that may be this stream's first ones.
+            skip: Whether rows of another window take the place of one that cannot be read.
         """
         self._engine = engine
         self._meter = meter
         self._kept_bytes = kept_bytes
         self._num_sharing = num_sharing
         self._asked = time.perf_counter()
-        self._pending: deque[tuple[int, Pending]] = deque()
+        self._skip = skip
+        self._good: list[WindowTask] = []  # the last that could be read
+        self._pending: deque[tuple[int, WindowTask, Pending]] = deque()
         # With no task at all, no Dask worker need exist.
         first = list(itertools.islice(tasks, 1))
         slots = engine.slots() if first else 1
@@ -99,10 +104,10 @@ class WindowStream:
         """
         if not self._pending:
             self._submit_next()
-        number, pending = self._pending.popleft()
+        number, task, pending = self._pending.popleft()
         began = time.perf_counter()
         try:
-            window = pending.result()
+            window = self._result(number, task, pending)
         finally:
             self._meter.add("wait_s", time.perf_counter() - began)
         self._follow_slots(began)
@@ -110,6 +115,17 @@ class WindowStream:
         self._meter.add("windows", 1)
         self._meter.add("bytes", window.num_bytes)
         self._submit()
+        return window
+
+    def _result(self, number: int, task: WindowTask, pending: Pending) -> WindowData:
+        if not self._skip:
+            return pending.result()
+        try:
+            window = pending.result()
+        except SKIPPABLE as error:
+            donors = self._good or [later for _, later, _ in self._pending]
+            return stand_in(self._engine, task, error, donors, number=number)
+        self._good = [task]
         return window
 
     def release(self, number: int) -> None:
@@ -120,7 +136,7 @@ class WindowStream:
     def close(self) -> None:
         """Give up everything under way."""
         while self._pending:
-            self._pending.popleft()[1].cancel()
+            self._pending.popleft()[2].cancel()
         self._next = None
         self._engine.end(self._serial)
 
@@ -158,5 +174,5 @@ class WindowStream:
 
     def _count(self, number: int, task: WindowTask, pending: Pending) -> None:
         besides = self._engine.cost(task) - task.num_bytes
-        self._pending.append((number, pending))
+        self._pending.append((number, task, pending))
         self._flow.submitted(number, task.num_bytes, besides_bytes=besides)

@@ -36,6 +36,7 @@ class ThreadsEngine:
         *,
         memory_limit: int,
         local_world_size: int,
+        window_timeout_s: float | None = None,
         shared: SharedPool | None = None,
     ) -> None:
         """Make the threads; they start with the first task.
@@ -43,12 +44,14 @@ class ThreadsEngine:
         Args:
             memory_limit: Bytes of slabs that may be kept for use again.
             local_world_size: Ranks on this host, which share its cores.
+            window_timeout_s: Longest wait for the window that is next; None for any.
             shared: Where windows lie that another process is to see; closed with this.
         """
         cores = len(os.sched_getaffinity(0)) // local_world_size
         self._num_threads = max(1, min(cores, _MAX_THREADS))
         self._pool = SlabPool(memory_limit)
         self._shared = shared
+        self._window_timeout_s = window_timeout_s
         self._files = OpenFiles()
         self._chains = Chains(self._files)
         self._closed = False
@@ -104,7 +107,7 @@ class ThreadsEngine:
         task = chain_name("", stream, task)
         chain = self._chains.enter(task)
         future = self._executor.submit(self._read, task, chain)
-        return _Pending(task, future, self._chains)
+        return _Pending(task, future, self._chains, self._window_timeout_s)
 
     def end(self, stream: int) -> None:
         """Close the row groups that the stream was in the middle of."""
@@ -140,20 +143,30 @@ class ThreadsEngine:
 
 class _Pending:
     def __init__(
-        self, task: WindowTask, future: Future[WindowData], chains: Chains
+        self,
+        task: WindowTask,
+        future: Future[WindowData],
+        chains: Chains,
+        timeout_s: float | None,
     ) -> None:
         self._task = task
+        self._timeout_s = timeout_s
         self._future = future
         self._chains = chains
 
     def result(self) -> WindowData:
-        # No deadline of our own: a thread of this process decodes or raises. (Reads from
-        # remote storage have the storage client's own.)
         try:
-            return self._future.result()
+            return self._future.result(timeout=self._timeout_s)
         except DaskLoaderError:
             raise
         except Exception as error:
+            if not self._future.done():
+                raise WindowError(
+                    f"{describe_slices(self._task)} was not read within "
+                    f"{self._timeout_s:g} s by a thread of this process; look at what it "
+                    "waits for (py-spy dump), a file system or a transform, or allow more "
+                    "with window_timeout="
+                ) from None
             raise WindowError(
                 f"reading {describe_slices(self._task)} failed: "
                 f"{type(error).__name__}: {error}"

@@ -18,10 +18,12 @@ class Where:
     Attributes:
         address: The scheduler's, or None for threads of this process.
         security: A distributed.Security, or None. May hold keys: never printed.
+        revived: Whether a scheduler that dies is started again at the same address.
     """
 
     address: str | None = None
     security: Any = field(default=None, repr=False)
+    revived: bool = False
 
 
 def resolve_client(client: Any) -> Where:
@@ -33,7 +35,7 @@ def resolve_client(client: Any) -> Where:
     Args:
         client: None for the active Dask client, else the configured scheduler address,
             else threads; "threads"; an address; a distributed.Client; or a cluster object
-            with scheduler_address and, if it has one, security.
+            with scheduler_address and, if it has them, security and revives_scheduler.
 
     Raises:
         ConfigError: It is none of these.
@@ -53,7 +55,8 @@ def resolve_client(client: Any) -> Where:
         return _of_client(client)
     address = getattr(client, "scheduler_address", None)
     if isinstance(address, str) and address:
-        return Where(address, _some(getattr(client, "security", None)))
+        revived = getattr(client, "revives_scheduler", False) is True
+        return Where(address, _some(getattr(client, "security", None)), revived)
     raise ConfigError(
         f'client={client!r} is none of None, "threads", a scheduler address, a '
         "distributed.Client, or a cluster object with a scheduler_address"

@@ -8,7 +8,7 @@ from it with exactly the rows that are left.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -84,12 +84,25 @@ _REASONS = {
 _HASHES = ("files", "stamps", "filters", "columns", "vocabulary")
 
 
-def make_state(facts: OrderFacts, position: Position) -> dict[str, Any]:
-    """Return the state as a dict of plain values; the same on every rank."""
+# A state stays small: of more skipped windows, the last ones are kept.
+MAX_SKIPPED = 1000
+
+
+def make_state(
+    facts: OrderFacts,
+    position: Position,
+    skipped: Sequence[Mapping[str, Any]] = (),
+) -> dict[str, Any]:
+    """Return the state as a dict of plain values; the same on every rank.
+
+    But for what was skipped, of which each rank knows its own.
+    """
     stages = [[stage.start, stage.num_splits] for stage in position.stages]
     found = asdict(facts)
     if not facts.vocabulary:
         del found["vocabulary"]  # as states were before there was one
+    if skipped:
+        found["skipped"] = [dict(each) for each in skipped[-MAX_SKIPPED:]]
     return {
         "version": VERSION,
         "epoch": position.epoch,
@@ -157,6 +170,25 @@ def read_state(
             )
         harmless.append(f"{reason}{values}")
     return _position(state, facts), harmless
+
+
+def read_skipped(state: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what the run of a state skipped: its epoch, what in words, how many rows.
+
+    Raises:
+        ResumeError: It is something else.
+    """
+    found = state.get("skipped", [])
+    if isinstance(found, list) and len(found) <= MAX_SKIPPED:
+        for each in found:
+            if not isinstance(each, Mapping) or set(each) != {"epoch", "what", "rows"}:
+                break
+            whole = _is_whole(each["epoch"], 0) and _is_whole(each["rows"], 1)
+            if not whole or not isinstance(each["what"], str):
+                break
+        else:
+            return [dict(each) for each in found]
+    raise ResumeError(f"the state has skipped={_short(found)}; it is damaged")
 
 
 def _check_version(version: Any) -> None:

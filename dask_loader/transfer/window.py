@@ -61,12 +61,14 @@ class WindowData:
         groups: The fixed-width columns.
         texts: Text and binary columns, immutable.
         home: Names the shared slab that the groups lie in; None for private memory.
+        stands_for: What it was read in place of, in words; "" if it is what was asked for.
     """
 
     num_rows: int
     groups: list[ColumnGroup] = field(default_factory=list)
     texts: dict[str, pa.Array] = field(default_factory=dict)
     home: Any = None
+    stands_for: str = ""
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:

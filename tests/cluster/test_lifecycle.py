@@ -12,6 +12,7 @@ class _Launcher:
     """Starts nothing; fails where it is told to."""
 
     kind = "fake"
+    revives_scheduler = False
     security = None
     dashboard_link = None
     troubles = ("worker 7 was given up",)

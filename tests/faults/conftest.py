@@ -170,41 +170,73 @@ def _arm(folder: str, what: int, after: int, when_whole: bool) -> None:
         window.copy_fixed, worker._write = copy_and_fall, write
 
 
+class Parts:
+    """Programs of a cluster, each of which may be killed and started again."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        self._stack = stack
+        self._number = 0
+        self.address = ""
+
+    def start_scheduler(self, *, port: str = "0", ttl: str = "5 minutes") -> Any:
+        file = self.folder / f"scheduler-{self._count()}.json"
+        process = self._stack.enter_context(
+            _process(
+                file.with_suffix(".log"),
+                "distributed.cli.dask_scheduler",
+                *("--host", _HOST, "--port", port, "--no-show", "--no-dashboard"),
+                *("--scheduler-file", str(file)),
+                DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=ttl,
+            )
+        )
+        until(lambda: _address_in(file), "a scheduler file")
+        self.address = _address_in(file)
+        return process
+
+    def start_worker(self, *options: str) -> Any:
+        options = options if "--nanny" in options else ("--no-nanny", *options)
+        return self._stack.enter_context(
+            _process(
+                self.folder / f"worker-{self._count()}.log",
+                "distributed.cli.dask_worker",
+                *(self.address, "--nthreads", "1"),
+                *("--no-dashboard", "--host", _HOST),
+                *("--local-directory", str(self.folder), *options),
+            )
+        )
+
+    def client(self, num_workers: int) -> distributed.Client:
+        client = self._stack.enter_context(
+            distributed.Client(self.address, set_as_default=False)
+        )
+        client.wait_for_workers(num_workers, timeout=_DEADLINE_S)
+        return client
+
+    def _count(self) -> int:
+        self._number += 1
+        return self._number
+
+
 @pytest.fixture
-def start_faulty(tmp_path: Path) -> Iterator[Callable[..., Faulty]]:
-    """start_faulty(num_workers=, ttl=) -> Faulty, ended after the test."""
+def parts(tmp_path: Path) -> Iterator[Parts]:
+    """A scheduler and workers that are started, killed and ended one by one."""
     with ExitStack() as stack:
+        yield Parts(tmp_path, stack)
 
-        def start(*, num_workers: int = 2, ttl: str = "5 minutes") -> Faulty:
-            file = tmp_path / "scheduler.json"
-            stack.enter_context(
-                _process(
-                    tmp_path / "scheduler.log",
-                    "distributed.cli.dask_scheduler",
-                    *("--host", _HOST, "--port", "0", "--no-show", "--no-dashboard"),
-                    *("--scheduler-file", str(file)),
-                    DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL=ttl,
-                )
-            )
-            until(lambda: _address_in(file), "a scheduler file")
-            address = _address_in(file)
-            for number in range(num_workers):
-                stack.enter_context(
-                    _process(
-                        tmp_path / f"worker-{number}.log",
-                        "distributed.cli.dask_worker",
-                        *(address, "--no-nanny", "--nthreads", "1"),
-                        *("--no-dashboard", "--host", _HOST),
-                        *("--local-directory", str(tmp_path)),
-                    )
-                )
-            client = stack.enter_context(
-                distributed.Client(address, set_as_default=False)
-            )
-            client.wait_for_workers(num_workers, timeout=_DEADLINE_S)
-            return Faulty(address, client, tmp_path, num_workers)
 
-        yield start
+@pytest.fixture
+def start_faulty(parts: Parts) -> Callable[..., Faulty]:
+    """start_faulty(num_workers=, ttl=) -> Faulty, ended after the test."""
+
+    def start(*, num_workers: int = 2, ttl: str = "5 minutes") -> Faulty:
+        parts.start_scheduler(ttl=ttl)
+        for _ in range(num_workers):
+            parts.start_worker()
+        client = parts.client(num_workers)
+        return Faulty(parts.address, client, parts.folder, num_workers)
+
+    return start
 
 
 def _address_in(file: Path) -> str:
