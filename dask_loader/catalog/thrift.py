@@ -119,9 +119,7 @@ def list_head(data: bytes, at: int) -> tuple[int, int, int]:
     return size, head & 15, at
 
 
-def _struct(
-    data: bytes, at: int, takers: _Takers, into: Any
-) -> int:
+def _struct(data: bytes, at: int, takers: _Takers, into: Any) -> int:
     last = 0
     while kind := (head := data[at]) & 15:
         at += 1
