@@ -189,7 +189,7 @@ def _options(port: str) -> dict[str, Any]:
 
 
 def _s3fs(port: str) -> Any:
-    import s3fs
+    import s3fs  # type: ignore[import-untyped]
 
     return s3fs.S3FileSystem(**_options(port))
 

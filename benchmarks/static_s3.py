@@ -137,7 +137,7 @@ def _objects(bucket: Path) -> Iterator[tuple[str, Path]]:
 
 def main() -> int:
     """Serve until stdin ends."""
-    server = StaticS3(Path(sys.argv[1]), float((*sys.argv, 0)[2]) / 1000)
+    server = StaticS3(Path(sys.argv[1]), float((*sys.argv, "0")[2]) / 1000)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     print(server.server_address[1], flush=True)
     sys.stdin.read()
