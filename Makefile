@@ -2,7 +2,8 @@
 #   make demo    install into .venv, make real data, train on two ranks with torchrun
 #   make test    the tests that take seconds; `make test-slow` has the others
 # `make bench` measures ours beside plain decoding, some minutes; `make bench-peers` all
-# sets and other loaders too, which it installs in .venv-peers: hours, 10 GB.
+# sets and other loaders too, which it installs in .venv-peers: hours, 10 GB. `make soak`
+# reads for half an hour while workers are killed.
 PYTHON ?= python3
 # Tests of one file stay together. Each process has threads and processes of its own to check.
 SIDE_BY_SIDE ?= -n 2 --dist loadfile
@@ -15,7 +16,7 @@ DATA := demo-data/flights
 PEERS := $(patsubst benchmarks/peers/%.txt,.venv-peers/%/.installed,\
 	$(filter-out %.no-deps.txt,$(wildcard benchmarks/peers/*.txt)))
 
-.PHONY: demo test test-slow check bench bench-peers format clean
+.PHONY: demo test test-slow check bench bench-peers soak format clean
 
 # One thread for each rank, as torchrun sets it by itself with a warning.
 demo: $(INSTALLED) $(DATA)
@@ -43,6 +44,10 @@ bench-peers: $(INSTALLED) $(PEERS)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[docs]"
 	$(BIN)/python benchmarks/run.py --scale full --peers .venv-peers \
 		--json demo-data/bench.json --plot demo-data/bench.png
+
+# Half an hour of epochs on four ranks while Dask workers are killed.
+soak: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/soak.py --minutes 30
 
 # A peer that cannot be installed stops nobody: it is reported with its error.
 .venv-peers/%/.installed: benchmarks/peers/%.txt

@@ -13,7 +13,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from dask_loader.catalog.thrift import LIST, Struct, read_fields
+from dask_loader.catalog.structs import LIST, Struct, read_fields
 from dask_loader.errors import BadFileError, DataChangedError
 
 # Fields of Parquet's FileMetaData, RowGroup, ColumnChunk and ColumnMetaData.

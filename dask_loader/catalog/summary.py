@@ -19,7 +19,7 @@ from dask_loader.catalog.promise import (
     file_of,
     leaf_paths,
 )
-from dask_loader.catalog.thrift import (
+from dask_loader.catalog.structs import (
     I64,
     LIST,
     Struct,

@@ -23,7 +23,7 @@ from dask_loader.catalog.promise import (
 )
 from dask_loader.catalog.storage import Storage
 from dask_loader.catalog.summary import Summary, is_summary, parse_summary
-from dask_loader.catalog.thrift import read_fields, read_structs
+from dask_loader.catalog.structs import read_fields, read_structs
 from dask_loader.errors import BadFileError, DataChangedError
 
 LOCAL = Storage("file")
