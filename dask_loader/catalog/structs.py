@@ -1,4 +1,4 @@
-"""Values of the structures in a footer, and where they lie; and how lists are written. Pure.
+"""Values of the structures in a footer, and where they lie; how lists are written. Pure.
 
 Unlike thrift.py, which walks to a few things quickly and takes what Arrow takes, this reads
 all there is and believes nothing: whatever the bytes are, the answer is values or a

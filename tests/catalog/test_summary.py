@@ -22,8 +22,8 @@ from dask_loader.catalog.promise import (
     schema_digest,
 )
 from dask_loader.catalog.storage import Storage
+from dask_loader.catalog.structs import read_structs
 from dask_loader.catalog.summary import Summary, is_summary, parse_summary
-from dask_loader.catalog.structs import read_fields, read_structs
 from dask_loader.errors import BadFileError, DataChangedError
 
 LOCAL = Storage("file")
@@ -64,14 +64,14 @@ def parsed(*names: str | None) -> Summary:
 def test_each_file_gets_the_footer_that_it_has_itself(tmp_path: Path) -> None:
     footers, paths = [], []
     for number in range(3):
-        path = tmp_path / f"k={number}/f.parquet"
-        path.parent.mkdir()
+        file = tmp_path / f"k={number}/f.parquet"
+        file.parent.mkdir()
         # From none to 40 row groups: lists are written in another way from 15 on.
         part = TABLE.slice(0, 20 * number)
-        pq.write_table(part, path, row_group_size=1 if number == 2 else 7)
-        footers.append(pq.read_metadata(path))
-        footers[-1].set_file_path(str(path.relative_to(tmp_path)))
-        paths.append(str(path))
+        pq.write_table(part, file, row_group_size=1 if number == 2 else 7)
+        footers.append(pq.read_metadata(file))
+        footers[-1].set_file_path(str(file.relative_to(tmp_path)))
+        paths.append(str(file))
     summary = parse_summary(f"{tmp_path}/_metadata", joined(*footers))
     assert list(summary.parts) == [p for p in paths if p in summary.parts]
     assert {paths[1], paths[2]} <= summary.parts.keys()
@@ -111,31 +111,33 @@ def test_row_groups_of_several_files_may_be_mixed() -> None:
     ids=str,
 )
 def test_what_a_file_says_otherwise_is_told(change: dict[str, Any], what: str) -> None:
-    table = pa.table({"x": pa.array([5, 6, 7] * 7, pa.int64())})
-    summary = parse_summary("/d/_metadata", joined(footer_of(table, "a.parquet")))
-    schema = parse_schema(LOCAL, "", summary.tail("/d/a.parquet"))
-    digest = summary.digest("/d/a.parquet", schema_digest(schema))
+    digest, _, _ = digest_of(pa.table({"x": pa.array([5, 6, 7] * 7, pa.int64())}))
     change = dict(change)
     other = pa.table({"x": pa.array([5, 6, 7 + change.pop("values", 0)] * 7)})
     kind = change.pop("type", pa.int64())
-    other = other.cast(pa.schema({"x": kind}))
-    tail = parse_summary("/d/_metadata", joined(footer_of(other, "a", **change)))
-    own = tail.tail("/d/a")
+    _, own, schema = digest_of(other.cast(pa.schema({"x": kind})), **change)
     with pytest.raises(DataChangedError, match=rf"'a\.parquet' is not .* {what}"):
-        require_kept(digest, "a.parquet", own, parse_schema(LOCAL, "", own))
+        require_kept(digest, "a.parquet", own, schema)
+
+
+def digest_of(table: pa.Table, **options: Any) -> tuple[str, bytes, pa.Schema]:
+    """Return what `_metadata` promises of a file, and a footer and schema as it has."""
+    data = joined(footer_of(table, "a", **options))
+    summary = parse_summary("/d/_metadata", data)
+    tail = summary.tail("/d/a")
+    schema = parse_schema(LOCAL, "", tail)
+    return summary.digest("/d/a", schema_digest(schema)), tail, schema
 
 
 def test_statistics_that_metadata_left_out_may_be_there() -> None:
     table = pa.table({"x": pa.array([5, 6, 7])})
-    bare = footer_of(table, "a", write_statistics=False, compression="none")
-    facts, full = Facts(), Facts()
-    for found, whole in ((facts, bare), (full, footer_of(table, "a"))):
-        data = joined(whole)
-        length = int.from_bytes(data[-8:-4], "little")
-        read_fields(data[-8 - length : -8], 4, lambda _, __, g, f=found: f.add(g))
-    digest = facts.digest("s").split(":")
-    assert digest[-1] == ""
-    assert full.digest("s").split(":")[-1] != ""
+    bare, _, _ = digest_of(table, write_statistics=False)
+    assert bare.endswith(":")
+    full, tail, schema = digest_of(table)
+    place = full.rindex(":") + 1
+    require_kept(full[:place], "a", tail, schema)
+    with pytest.raises(DataChangedError, match="other statistics"):
+        require_kept(full[:place] + "0", "a", tail, schema)
 
 
 def test_a_footer_that_is_none_is_refused_when_it_is_compared() -> None:
