@@ -66,7 +66,8 @@ class ParquetDataset(IterableDataset[Any]):
     shuffle_window, and on nothing else: not on who reads or how many.
 
     Args:
-        path: A file, a folder, a glob, or a list of these; paths or fsspec URLs.
+        path: A file, a folder, a glob, or a list of these; paths or fsspec URLs. Or
+            "folder/_metadata", which has the footers of the folder's files.
         columns: Columns to read, in the batch's order; None for all.
         filters: Rows to keep: [(column, op, value), ...], a list of such lists (or), or a
             pyarrow.compute.Expression. Exact: the rows they keep are counted when the

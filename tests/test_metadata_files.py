@@ -18,7 +18,7 @@ from click.testing import CliRunner
 
 import cluster
 from dask_loader import ParquetDataset
-from dask_loader.catalog import summarized
+from dask_loader.catalog import complete, summarized
 from dask_loader.cli import main as commands
 from dask_loader.errors import (
     BadFileError,
@@ -367,7 +367,7 @@ def test_what_metadata_says_is_remembered_until_it_changes(
         read.append(path)
         return real(storage, path)
 
-    monkeypatch.setattr(summarized, "read_summary", reading)
+    monkeypatch.setattr(complete, "read_summary", reading)
     options = {"footer_cache": tmp_path / "cache"}
     for _ in range(3):
         assert len(rows(folder, **options)) == NUM_ROWS

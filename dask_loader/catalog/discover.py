@@ -127,6 +127,12 @@ def _summarized(storage: Storage, path: Any, paths: list[str]) -> Found:
             f"path={path!r} names '_metadata' beside other files, and it stands for a "
             "whole folder; name it alone, or the folder, or the data files"
         )
+    if "?" in paths[0] and not storage.is_local:
+        raise ConfigError(
+            f"path={path!r} names '_metadata' by an address with a query, such as a "
+            "signature, which other files would need one of their own for; name the files "
+            "in a list"
+        )
     if storage.decryption is not None:
         raise ConfigError(
             f"path={path!r} names '_metadata', and decryption= is given: the footers of "

@@ -14,15 +14,12 @@ import pyarrow as pa
 
 from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.catalog import Catalog, read_catalog
+from dask_loader.catalog.complete import require_complete, warn_of_stale
 from dask_loader.catalog.discover import Found
 from dask_loader.catalog.footers import FooterQuery, read_footers
 from dask_loader.catalog.keys import Partitioning, check_partitioning
 from dask_loader.catalog.storage import Sight, Storage
-from dask_loader.catalog.summarized import (
-    check_suspects,
-    require_complete,
-    warn_of_stale,
-)
+from dask_loader.catalog.summarized import check_suspects
 from dask_loader.catalog.summary import is_summary
 from dask_loader.errors import BadFileError, ConfigError, SchemaError
 

@@ -111,7 +111,7 @@ class Summary:
 
 def is_summary(path: str) -> bool:
     """Whether a path is that of a `_metadata` file."""
-    return path.rpartition("/")[2] == SUMMARY
+    return path.partition("?")[0].rpartition("/")[2] == SUMMARY
 
 
 def parse_summary(path: str, data: bytes) -> Summary:

@@ -7,10 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fsspec
+import pyarrow.parquet as pq
 import pytest
 
 from dask_loader import ParquetDataset
-from dask_loader.errors import ConfigError, DataChangedError, StorageError
+from dask_loader.errors import (
+    ConfigError,
+    DataChangedError,
+    DataNotFoundError,
+    StorageError,
+)
 from tests.remote.conftest import parquet
 from tests.remote.servers import RangeServer, serving
 
@@ -49,6 +55,31 @@ def test_a_web_server_is_read_in_ranges_and_changes_are_told(
         os.utime(file, (1_000_000_000, 1_000_000_000))
         with pytest.raises(DataChangedError, match="make the dataset again"):
             ids(ds)
+
+
+@pytest.mark.parametrize("with_tags", [True, False])
+def test_metadata_on_a_web_server_stands_for_its_files(
+    web: RangeServer, with_tags: bool
+) -> None:
+    web.with_tags = with_tags
+    footers = []
+    for number, name in enumerate(("a.parquet", "b.parquet")):
+        (web.folder / name).write_bytes(parquet(number * 1200))
+        os.utime(web.folder / name, (1_000_000_000, 1_000_000_000))
+        footers.append(pq.read_metadata(web.folder / name))
+        footers[-1].set_file_path(name)
+    schema = footers[0].schema.to_arrow_schema()
+    pq.write_metadata(schema, web.folder / "_metadata", metadata_collector=footers)
+    with dataset(f"{web.url}/_metadata") as ds:
+        assert ids(ds) == list(range(2400))
+    with pytest.raises(ConfigError, match="by an address with a query"):
+        dataset(f"{web.url}/_metadata?X-Amz-Signature={SIGNATURE}")
+    (web.folder / "b.parquet").write_bytes(parquet(7))
+    with pytest.raises(DataChangedError, match=r"b\.parquet' is not the file that"):
+        dataset(f"{web.url}/_metadata")
+    (web.folder / "b.parquet").unlink()
+    with pytest.raises(DataNotFoundError, match=r"1 files that .*/b\.parquet"):
+        dataset(f"{web.url}/_metadata")
 
 
 def test_a_signature_in_an_address_is_used_and_never_printed(web: RangeServer) -> None:
