@@ -276,3 +276,17 @@ def test_damaged_bytes_are_refused_or_read_but_nothing_else(
         return
     assert all(path.startswith("/d/") for path in summary.parts)
     assert all(summary.tail(path).endswith(b"PAR1") for path in summary.parts)
+
+
+def test_what_spark_wrote_is_what_its_files_say() -> None:
+    folder = Path(__file__).parents[1] / "data" / "hive_spark"
+    summary = parse_summary(f"{folder}/_metadata", (folder / "_metadata").read_bytes())
+    assert len(summary.parts) == 48
+    assert sum(part.num_rows for part in summary.parts.values()) == 2000
+    there = [path for path in summary.parts if Path(path).exists()]
+    assert len(there) == 8
+    for path in there:
+        own = read_tail(LOCAL, path, Path(path).stat().st_size)
+        schema = parse_schema(LOCAL, path, summary.tail(path))
+        digest = summary.digest(path, schema_digest(schema))
+        require_kept(digest, path, own, parse_schema(LOCAL, path, own))
