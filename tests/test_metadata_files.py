@@ -30,6 +30,7 @@ from dask_loader.errors import (
     SchemaError,
 )
 
+DATA = Path(__file__).parent / "data"
 NUM_ROWS = 600
 # Long before any file of a test.
 OLD_NS = 10**18
@@ -138,6 +139,18 @@ def test_metadata_gives_the_rows_and_the_order_of_its_folder(
     expected = rows(folder, **options)
     assert rows(folder / "_metadata", **options) == expected
     assert expected
+
+
+@pytest.mark.parametrize("is_newer", [False, True])
+def test_what_fastparquet_wrote_and_added_to_is_read(
+    tmp_path: Path, is_newer: bool
+) -> None:
+    copy = shutil.copytree(DATA / "hive_fastparquet", tmp_path / "copy")
+    if not is_newer:
+        age(copy)
+    expected = rows(copy, nulls={"s": ""})
+    assert sorted(row[0] for row in expected) == list(range(60))
+    assert rows(copy / "_metadata", nulls={"s": ""}) == expected
 
 
 def test_no_data_file_is_opened_until_its_rows_are_read(folder: Path) -> None:
