@@ -7,10 +7,10 @@ import threading
 from itertools import islice
 from typing import Any
 
-import distributed
 import pytest
 
 from dask_loader import ParquetDataset, SchedulerUnreachableError
+from dask_loader.engine.watch import Watch
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster]
 
