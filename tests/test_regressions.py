@@ -417,7 +417,7 @@ def test_a_listener_that_says_nothing_is_no_scheduler(
     write: Any, monkeypatch: Any
 ) -> None:
     path = write("a.parquet", {"x": [1]})
-    monkeypatch.setattr("dask_loader.engine.dask._CONNECT_TIMEOUT_S", 1.0)
+    monkeypatch.setattr("dask_loader.engine.connection._CONNECT_TIMEOUT_S", 1.0)
     with socket.socket() as silent:
         silent.bind(("127.0.0.1", 0))
         silent.listen()
