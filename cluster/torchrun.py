@@ -174,10 +174,9 @@ class TorchrunLauncher:
         key = f"{prefix}/address/{call}"
         if self._is_local_first:
             self._folder = Path(tempfile.mkdtemp(prefix="dask-cluster-"))
-            # A rank that is killed leaves its folder to its programs.
-            private = {"CLUSTER_PRIVATE_FOLDER": str(self._folder)}
-            environment = _worker_environment(self._env) | private
-            self._programs = Programs(self._folder, environment)
+            self._programs = Programs(
+                self._folder, _program_environment(self._env, str(self._folder))
+            )
         if self._is_first:
             try:
                 self._address = self._start_scheduler(deadline)
@@ -330,11 +329,18 @@ class TorchrunLauncher:
             return str(probe.getsockname()[0])
 
 
-def _worker_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Write the environment of a worker, which must not take itself for a rank."""
+def _program_environment(env: Mapping[str, str], folder: str) -> dict[str, str]:
+    """Write that of a scheduler or a worker, which must not take itself for a rank.
+
+    A rank that is killed leaves the folder to them; spilled data are there too, unless
+    Dask's configuration or local_directory= names another.
+    """
     kept = {
         name: value
         for name, value in env.items()
         if name not in _NEEDED and not name.startswith("TORCHELASTIC_")
     }
-    return environment(kept, sys.path, dask.config.global_config)
+    config = dask.config.global_config
+    if config.get("temporary-directory") is None:
+        config = config | {"temporary-directory": folder}
+    return environment(kept, sys.path, config) | {"CLUSTER_PRIVATE_FOLDER": folder}

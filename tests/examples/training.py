@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from dask_loader import ParquetDataset
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NUM_ROWS = 20_000
+BATCH_SIZE = 256
 
 
 def make_data(folder: Path) -> Path:
@@ -20,9 +22,22 @@ def make_data(folder: Path) -> Path:
     return folder
 
 
-def check_ids(
-    folder: Path, data: Path, *, num_ranks: int, num_epochs: int, batch_size: int
-) -> None:
+def train(data: Path, *arguments: str) -> str:
+    """Train on two ranks of this machine; return what was printed."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", str(EXAMPLES / "train_torchrun.py"), str(data)]
+    done = subprocess.run(
+        [*command, "--batch-size", str(BATCH_SIZE), *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def check_ids(folder: Path, data: Path, *, num_ranks: int, num_epochs: int) -> None:
     """See that each id came once, and to each rank those that threads read, in order."""
     for epoch in range(num_epochs):
         together: list[int] = []
@@ -31,7 +46,7 @@ def check_ids(
             ids = [int(line) for line in text.split()]
             with ParquetDataset(
                 data,
-                batch_size=batch_size,
+                batch_size=BATCH_SIZE,
                 shuffle=True,
                 client="threads",
                 rank=rank,
