@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
 
 import cluster
 from cluster import SpecError
+from cluster.programs import Programs
+from cluster.restarts import RestartPolicy
+from tests.cluster.serving import serve
+
+_ROOT = Path(__file__).parents[2]
 
 _SCRIPT = """
 import os, signal, sys
@@ -58,6 +67,51 @@ def test_all_ranks_share_one_cluster_that_ends_with_the_job(
     address = (tmp_path / "rank-0").read_text()
     assert (tmp_path / "rank-1").read_text() == address
     wait_until(lambda: not _left_of(address), "the workers' end")
+
+
+@pytest.mark.cluster
+@pytest.mark.torchrun
+@pytest.mark.slow
+def test_a_command_serves_a_job_until_the_job_is_ended(
+    wait_until, tmp_path: Path
+) -> None:
+    file = tmp_path / "scheduler.json"
+    command = ("-m", "cluster", "torchrun", "--workers", "1", "--json")
+    with serve(*_TORCHRUN[1:], *command, "--scheduler-file", str(file)) as served:
+        address = json.loads(served.line)["address"]
+        with Client(scheduler_file=str(file), set_as_default=False) as client:
+            assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+            assert len(client.nthreads()) == 1
+        ranks = psutil.Process(served.process.pid).children()
+        assert len(ranks) == 2
+        served.process.send_signal(signal.SIGTERM)
+        out, _ = served.process.communicate(timeout=60)
+        assert out == ""  # one line, for both ranks
+    wait_until(lambda: not _left_of(address), "the workers' end")
+    assert not file.exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.torchrun
+@pytest.mark.slow
+def test_what_cannot_be_started_again_is_given_up_and_told(
+    tmp_path: Path, wait_until
+) -> None:
+    policy = RestartPolicy(first_s=0.01, max_in_a_row=2)
+    programs = Programs(tmp_path, os.environ | {"PYTHONPATH": str(_ROOT)}, policy)
+    try:
+        programs.start("x", ["--scheduler", "--no-such-option"])
+        wait_until(
+            lambda: any(
+                "x was given up after 3 starts" in t for t in programs.troubles
+            ),
+            "giving up",
+        )
+        assert programs.logs(50)["x"].count("No such option") == 3
+        assert not programs.is_up("x")
+    finally:
+        programs.close()
+        programs.close()
 
 
 def test_outside_a_job_it_says_how_to_start_one(monkeypatch) -> None:
