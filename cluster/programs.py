@@ -84,14 +84,24 @@ class Programs:
         text = (self._folder / f"{name}.log").read_text(errors="replace")
         return "\n".join(text.splitlines()[-num_lines:])
 
-    def close(self) -> None:
-        """End all, the last started first; killed if they take long; safe twice."""
+    def close(self, *, last: str = "") -> None:
+        """End all at once, but for one that is ended last; safe twice.
+
+        What takes long to end is killed.
+        """
         self._closed.set()
         self._thread.join()
+        final = self._running.pop(last, None)
+        self._end(list(self._running.values()))
+        self._running.clear()
+        if final is not None:
+            self._end([final])
+
+    def _end(self, processes: Sequence[subprocess.Popen[bytes]]) -> None:
         deadline = time.monotonic() + _CLOSE_S
-        while self._running:
-            _, process = self._running.popitem()
+        for process in processes:
             process.terminate()
+        for process in processes:
             try:
                 process.wait(max(deadline - time.monotonic(), 0.1))
             except subprocess.TimeoutExpired:

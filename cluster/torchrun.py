@@ -231,7 +231,7 @@ class TorchrunLauncher:
     def close(self) -> None:
         """End this rank's processes, workers first; safe twice."""
         if self._programs is not None:
-            self._programs.close()
+            self._programs.close(last="scheduler")  # workers take leave of it
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
