@@ -288,7 +288,8 @@ class TorchrunLauncher:
             if not self._programs.is_up("scheduler"):
                 break
             time.sleep(_POLL_S)  # polling a file that another process writes
-        log = self._programs.tail("scheduler", 15)
+        # Dask's last line says that it failed; the cause is some 30 lines above.
+        log = self._programs.tail("scheduler", 60)
         raise StartError(
             f"the scheduler did not come up; it wrote:\n{log}", kind=self.kind
         )

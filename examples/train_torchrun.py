@@ -51,7 +51,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--dask-workers", type=int, default=2)
     parser.add_argument(
-        "--ids", metavar="FOLDER", help="note there which ids each rank trained on"
+        "--ids", metavar="FOLDER", help="note there the column id as each rank sees it"
     )
     return parser.parse_args(argv)
 
@@ -148,6 +148,7 @@ def main(argv: list[str] | None = None) -> int:
             seconds = time.perf_counter() - began
             waited = dataset.stats()["wait_s"] - waited
             if args.ids:
+                os.makedirs(args.ids, exist_ok=True)
                 name = f"epoch-{epoch}-rank-{dist.get_rank()}.txt"
                 text = "".join(f"{number}\n" for number in ids.tolist())
                 (Path(args.ids) / name).write_text(text)

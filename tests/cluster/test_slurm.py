@@ -92,7 +92,6 @@ def test_the_example_trains_on_the_jobs_that_a_command_serves(
         assert address.startswith("tls://127.0.0.1:")
         assert len(jobs()) == 2
         ids = tmp_path / "ids"
-        ids.mkdir()
         printed = train(
             data,
             *("--scheduler", address, "--certificates", str(certificates)),

@@ -378,7 +378,6 @@ def test_the_example_trains_on_the_hosts_that_a_command_serves(
             "dashboard_link": None,
         }
         ids = tmp_path / "ids"
-        ids.mkdir()
         printed = train(
             data,
             *("--scheduler", about["address"], "--certificates", str(certificates)),

@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client
+from torch.distributed import TCPStore
 
 import cluster
-from cluster import SpecError
+from cluster import SpecError, StartError
 from cluster.programs import Programs
 from cluster.restarts import RestartPolicy
 from tests.cluster.serving import serve
@@ -142,6 +143,52 @@ def test_without_a_store_of_the_agent_the_group_comes_first(monkeypatch) -> None
     _in_a_job(monkeypatch, num_nodes=1)
     with pytest.raises(SpecError, match=r"call torch\.distributed\.init_process_group"):
         cluster.launch("torchrun")
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (
+            None,
+            r"rank 1 had no address from rank 0 after 0\.5 s; every rank must call "
+            r"launch\('torchrun'\), in the same order; a job of several nodes .* needs "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
+        ),
+        ("failed: there is no room", "rank 0: there is no room"),
+    ],
+)
+def test_a_rank_without_an_address_says_why(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, text: str
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _in_a_job(monkeypatch, num_nodes=2)
+    for name, value in {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # What an attempt before this one has left there is not taken.
+    store.set("dask-cluster/none/7/address/1", "tcp://127.0.0.1:1")
+    if said is not None:
+        store.set("dask-cluster/none/0/address/1", said)
+    with pytest.raises(StartError, match=text) as caught:
+        cluster.launch("torchrun", insecure=True, start_timeout_s=0.5)
+    assert caught.value.waited_s == (0.5 if said is None else None)
+
+
+@pytest.mark.cluster
+def test_a_scheduler_that_does_not_come_up_is_told_with_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _in_a_job(monkeypatch, num_nodes=1)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(StartError, match=r"(?s)did not come up; it wrote:\n.*assign"):
+        cluster.launch("torchrun", host="192.0.2.1")  # an address of nobody's
+    assert store.get("dask-cluster/none/0/address/1").startswith(b"failed: the sched")
 
 
 @pytest.mark.parametrize(

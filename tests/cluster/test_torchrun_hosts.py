@@ -121,7 +121,6 @@ def test_the_example_trains_on_two_nodes(
 ) -> None:
     data = make_data(tmp_path / "data")
     ids = tmp_path / "ids"
-    ids.mkdir()
     script = (
         *(str(_ROOT / "examples" / "train_torchrun.py"), str(data), "--epochs", "2"),
         *(
