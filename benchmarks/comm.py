@@ -1,8 +1,9 @@
 """What it costs to take a window over from another process, byte for byte.
 
-Two ways on loopback, in turn: Dask's own comm with a parcel of out-of-band buffers (what
-the package does), and a plain socket read into memory that is used again (what a data
-plane of our own would do at best). The receiver sums nothing and the sender decodes
+Three ways on loopback, in turn: Dask's own comm with a parcel of out-of-band buffers (what
+the package does), the same with TLS, by certificates as `cluster` makes them, and a plain
+socket read into memory that is used again (what a data plane of our own would do at best).
+The receiver sums nothing and the sender decodes
 nothing: only the way is measured. Prints GB/s and CPU seconds per GB of both ends.
 
     python benchmarks/comm.py --windows 40
@@ -19,12 +20,15 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 
 import numpy as np
+from distributed import Security
 from distributed.comm.core import connect, listen
 from distributed.protocol.serialize import Serialize
 
+from cluster.security import make_certificates
 from dask_loader.catalog.forms import Form
 from dask_loader.transfer.parcel import Parcel
 from dask_loader.transfer.window import WindowData, block_bytes, lay_out
@@ -36,15 +40,19 @@ _BYTES = block_bytes(_FORMS, _ROWS)
 
 
 def main() -> int:
-    """Measure both ways and print JSON."""
+    """Measure all ways and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--windows", type=int, default=40, help="in a round")
     parser.add_argument("--rounds", type=int, default=5, help="that count")
     args = parser.parse_args()
     found: dict[str, list[tuple[float, float, float]]] = {}
+    security = make_security()
+    tls_send = partial(send_comm, security=security)
+    tls_receive = partial(receive_comm, security=security)
     for number in range(args.rounds + 1):
         for name, send, receive in (
             ("Dask comm, fresh buffers", send_comm, receive_comm),
+            ("Dask comm with TLS", tls_send, tls_receive),
             ("plain socket, one buffer used again", send_raw, receive_raw),
         ):
             taken = measure(send, receive, args.windows)
@@ -88,7 +96,20 @@ def make_window() -> WindowData:
     return WindowData(_ROWS, lay_out(_FORMS, _ROWS, block))
 
 
-def send_comm(pipe: Connection, windows: int) -> None:
+def make_security() -> Security:
+    """Return what both ends need for TLS, in memory."""
+    made = make_certificates()
+    return Security(
+        tls_ca_file=made.ca,
+        tls_scheduler_cert=made.certs["scheduler"],
+        tls_scheduler_key=made.keys["scheduler"],
+        tls_client_cert=made.certs["client"],
+        tls_client_key=made.keys["client"],
+        require_encryption=True,
+    )
+
+
+def send_comm(pipe: Connection, windows: int, security: Security | None = None) -> None:
     """Send a parcel for each message."""
     parcel = Parcel(make_window())
     spent = 0.0
@@ -107,7 +128,9 @@ def send_comm(pipe: Connection, windows: int) -> None:
             await comm.close()
             done.set()
 
-        async with listen("tcp://127.0.0.1:0", handle) as listener:
+        options = {} if security is None else security.get_listen_args("scheduler")
+        scheme = "tcp" if security is None else "tls"
+        async with listen(f"{scheme}://127.0.0.1:0", handle, **options) as listener:
             pipe.send(listener.contact_address)
             await done.wait()
 
@@ -115,11 +138,12 @@ def send_comm(pipe: Connection, windows: int) -> None:
     pipe.send(spent)
 
 
-def receive_comm(address: str, windows: int) -> None:
+def receive_comm(address: str, windows: int, security: Security | None = None) -> None:
     """Open parcels."""
+    options = {} if security is None else security.get_connection_args("client")
 
     async def ask() -> None:
-        comm = await connect(address)
+        comm = await connect(address, **options)
         for _ in range(windows):
             await comm.write("next")
             message = await comm.read()

@@ -14,12 +14,10 @@ import contextlib
 import ipaddress
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-from distributed import rpc
-from distributed.security import Security
-
+from cluster.asking import Asking
 from cluster.errors import StartError
 from cluster.host import Host, HostOptions
 from cluster.restarts import RestartPolicy, Restarts
@@ -41,7 +39,6 @@ _REOPEN_S = 20.0
 # A worker that runs but has not joined, or joined and was dropped, is stuck.
 _STUCK_S = 60.0
 _WATCH_S = 5.0
-_ASK_S = 10.0
 
 
 class Fleet:
@@ -49,10 +46,10 @@ class Fleet:
 
     def __init__(self, spec: SshSpec, certificates: Certificates | None) -> None:
         """Remember what to start; nothing is started yet."""
-        self.address = ""
         self.dashboard_port: int | None = None
         self.stage = "nothing was tried yet"
         self.security = certificates.client_security() if certificates else None
+        self._asking = Asking(self.security)
         self._spec = spec
         self._certificates = certificates
         self._scheduler_host = spec.scheduler_host or spec.hosts[0]
@@ -70,6 +67,11 @@ class Fleet:
         self._closing = False
         self._failure: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def address(self) -> str:
+        """The scheduler's; "" until it is known."""
+        return self._asking.address
 
     @property
     def troubles(self) -> tuple[str, ...]:
@@ -108,13 +110,7 @@ class Fleet:
         if surplus <= 0:
             self._add(-surplus)
             return
-        async with self._asking(timeout_s) as scheduler:
-            there = _names(await scheduler.identity())
-            newest_first = sorted(self._slots, reverse=True)
-            leaving = sorted(newest_first, key=there.__contains__)[:surplus]
-            await scheduler.retire_workers(
-                names=leaving, close_workers=False, remove=False
-            )
+        leaving = await self._asking.retire(self._slots, surplus, timeout_s=timeout_s)
         for name in leaving:
             del self._slots[name]
             self._processes.forget(f"worker {name}")
@@ -242,7 +238,7 @@ class Fleet:
             return
         match event["event"]:
             case "address":
-                self.address = event["address"]
+                self._asking.address = event["address"]
                 self._up.set()
                 if self._spec.dashboard:
                     self._spawn(self._forward_dashboard())
@@ -342,8 +338,7 @@ class Fleet:
 
     async def _all_joined(self) -> None:
         while True:
-            async with self._asking() as scheduler:
-                missing = set(self._slots) - _names(await scheduler.identity())
+            missing = set(self._slots) - await self._asking.worker_names()
             if not missing:
                 return
             where = sorted({self._spec.hosts[self._slots[name]] for name in missing})
@@ -354,8 +349,7 @@ class Fleet:
         while True:
             await asyncio.sleep(_WATCH_S)
             with contextlib.suppress(OSError, TimeoutError):
-                async with self._asking() as scheduler:
-                    there = _names(await scheduler.identity())
+                there = await self._asking.worker_names()
                 now_s = time.monotonic()
                 for name in list(self._running):
                     if name == SCHEDULER or int(name) in there:
@@ -364,34 +358,13 @@ class Fleet:
                         self._stop(name, in_peace=False)
 
     async def _drop(self, names: set[int]) -> None:
-        """Tell the scheduler who is lost, which it would notice after a minute or so."""
         with contextlib.suppress(OSError, TimeoutError):
-            async with self._asking() as scheduler:
-                workers = (await scheduler.identity())["workers"]
-                for address, worker in workers.items():
-                    if worker["name"] in names:
-                        await scheduler.unregister(
-                            address=address, stimulus_id="cluster-host-lost"
-                        )
+            await self._asking.drop(names)
 
     async def _forward_dashboard(self) -> None:
         with contextlib.suppress(OSError, TimeoutError):
-            async with self._asking() as scheduler:
-                port = (await scheduler.identity())["services"]["dashboard"]
+            port = await self._asking.dashboard_port()
             self.dashboard_port = await self._hosts[self._scheduler_host].forward(port)
-
-    @contextlib.asynccontextmanager
-    async def _asking(self, timeout_s: float = _ASK_S) -> AsyncIterator[Any]:
-        security = self.security or Security()
-        async with (
-            asyncio.timeout(timeout_s),
-            rpc(
-                self.address,
-                timeout=timeout_s,
-                connection_args=security.get_connection_args("client"),
-            ) as scheduler,
-        ):
-            yield scheduler
 
     async def _until_failure(self, work: Awaitable[object]) -> None:
         task = asyncio.ensure_future(work)
@@ -418,10 +391,6 @@ class Fleet:
 async def _later(delay_s: float, do: Callable[[], None]) -> None:
     await asyncio.sleep(delay_s)
     do()
-
-
-def _names(identity: dict[str, Any]) -> set[object]:
-    return {worker["name"] for worker in identity["workers"].values()}
 
 
 def _is_loopback(address: str) -> bool:

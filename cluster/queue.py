@@ -10,34 +10,24 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
-import os
 import re
-import shutil
-import sys
-import tempfile
 import time
 import warnings
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dask.utils import parse_bytes
 from distributed import Scheduler
 from distributed.security import Security
 from distributed.utils import get_ip, get_ip_interface
 
 from cluster.errors import InsecureWarning, SpecError, StartError
-from cluster.jobqueue import make
+from cluster.keys import KeyFolder
 from cluster.loop import LoopThread
+from cluster.queue_jobs import SYSTEMS, job_script, make_job
 from cluster.queue_spec import QueueSpec
 from cluster.quiet import dask_quiet
 from cluster.restarts import RestartPolicy, Restarts
-from cluster.security import (
-    Certificates,
-    make_certificates,
-    read_certificates,
-    write_private,
-)
+from cluster.security import Certificates, make_certificates, read_certificates
 
 __all__ = ["QueueSpec", "job_script"]
 
@@ -45,90 +35,6 @@ _POLL_S = 0.1
 _WATCH_S = 3.0
 _ASK_S = 20.0
 _CLOSE_S = 20.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _System:
-    """One queue system: its job class, and the command that lists the user's jobs."""
-
-    job: str
-    listing: tuple[str, ...]
-
-
-_SYSTEMS = {
-    "slurm": _System(job="SLURMJob", listing=("squeue", "-h", "-o", "%i %T %r")),
-    "pbs": _System(job="PBSJob", listing=("qstat",)),
-    "sge": _System(job="SGEJob", listing=("qstat",)),
-    "lsf": _System(job="LSFJob", listing=("bjobs", "-w")),
-    "htcondor": _System(job="HTCondorJob", listing=("condor_q",)),
-}
-
-
-def make_job(
-    kind: str, spec: QueueSpec, address: str, name: str, keys: Path | None
-) -> Any:
-    """Make the job of dask-jobqueue's for one job; nothing is submitted.
-
-    Raises:
-        SpecError: The package dask-jobqueue is missing.
-    """
-    extra = ["--no-dashboard"]
-    if keys is not None:
-        for option, file in (
-            ("--tls-ca-file", "ca.pem"),
-            ("--tls-cert", "worker.pem"),
-            ("--tls-key", "worker-key.pem"),
-        ):
-            extra += [option, str(keys / file)]
-    num = spec.workers_per_job
-    options: dict[str, Any] = {}
-    if kind == "htcondor":
-        options["disk"] = "1 GB"
-    else:
-        walltime = spec.walltime
-        if kind == "lsf" and walltime is not None and walltime.count(":") == 2:
-            walltime = walltime.rpartition(":")[0]  # LSF knows no seconds
-        options |= {"queue": spec.queue, "walltime": walltime}
-        options["project" if kind in ("sge", "lsf") else "account"] = spec.account
-    directives: Any = list(spec.extra_directives)
-    if kind == "htcondor":
-        pairs = (line.partition("=") for line in directives)
-        directives = {key.strip(): value.strip() for key, _, value in pairs}
-    return make(
-        kind,
-        _SYSTEMS[kind].job,
-        address,
-        name=name,
-        cores=num * spec.threads_per_worker,
-        memory=str(num * parse_bytes(spec.memory_limit or 0)),
-        processes=num,
-        interface=spec.interface,
-        death_timeout=f"{spec.lease_s:g}",
-        local_directory=_path(spec.local_directory),
-        log_directory=_path(spec.log_directory),
-        python=spec.python or sys.executable,
-        worker_extra_args=extra,
-        job_extra_directives=directives,
-        job_directives_skip=list(spec.skip_directives),
-        job_script_prologue=list(spec.prologue),
-        **options,
-    )
-
-
-def job_script(kind: str, spec: QueueSpec | None = None, **options: Any) -> str:
-    """Write the script of one job, as launch() would submit it; nothing is started.
-
-    The addresses and the folder of the keys are made up: both are known at launch.
-
-    Raises:
-        SpecError: The kind or a value is wrong, or dask-jobqueue is missing.
-    """
-    if kind not in _SYSTEMS:
-        raise SpecError(f"kind={kind!r} has no job script; {', '.join(_SYSTEMS)} have")
-    spec = QueueSpec(**options) if spec is None else spec
-    keys = None if spec.insecure else Path(str(spec.shared_directory), "KEYS")
-    address = f"{'tcp' if spec.insecure else 'tls'}://SCHEDULER:8786"
-    return str(make_job(kind, spec, address, "0", keys).job_script())
 
 
 class QueueLauncher:
@@ -150,7 +56,7 @@ class QueueLauncher:
             self._certificates = read_certificates(spec.certificates)
         elif not spec.insecure:
             self._certificates = make_certificates()
-        self._keys: Path | None = None
+        self._keys: KeyFolder | None = None
         self._loop: LoopThread | None = None
         self._scheduler: Scheduler | None = None
         self._jobs: dict[int, Any] = {}
@@ -250,17 +156,14 @@ class QueueLauncher:
         self._loop = None
         self._quiet.close()
         if self._keys is not None:
-            shutil.rmtree(self._keys, ignore_errors=True)
+            self._keys.remove()
 
     async def _start(self, timeout_s: float) -> None:
         spec, made = self._spec, self._certificates
         security = None
         if made is not None:
             assert spec.shared_directory is not None
-            shared = os.path.abspath(spec.shared_directory)
-            os.makedirs(shared, exist_ok=True)
-            self._keys = Path(tempfile.mkdtemp(prefix="dask-cluster-", dir=shared))
-            write_private(self._keys, made.files("worker"))
+            self._keys = KeyFolder(spec.shared_directory, made.files("worker"))
             security = Security(
                 tls_ca_file=made.ca,
                 tls_scheduler_cert=made.certs["scheduler"],
@@ -316,7 +219,8 @@ class QueueLauncher:
                 await self._cancel(name)
 
     async def _submit(self, name: int) -> None:
-        job = make_job(self.kind, self._spec, self.address, str(name), self._keys)
+        keys = None if self._keys is None else self._keys.path
+        job = make_job(self.kind, self._spec, self.address, str(name), keys)
         self._restarts.began(f"job {name}", now_s=time.monotonic())
         self._seen_s[name] = time.monotonic()
         try:
@@ -345,6 +249,8 @@ class QueueLauncher:
     async def _watch(self) -> None:
         while True:
             await asyncio.sleep(_WATCH_S)
+            if self._keys is not None:
+                self._keys.beat()
             listing = await self._listing()
             if listing is None:
                 continue
@@ -375,7 +281,7 @@ class QueueLauncher:
         """List the user's jobs; None if the queue does not answer."""
         try:
             asked = await asyncio.create_subprocess_exec(
-                *_SYSTEMS[self.kind].listing,
+                *SYSTEMS[self.kind].listing,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.PIPE,
                 stderr=asyncio.subprocess.DEVNULL,
@@ -439,7 +345,3 @@ class HtcondorLauncher(QueueLauncher):
     """condor_submit."""
 
     kind = "htcondor"
-
-
-def _path(folder: str | os.PathLike[str] | None) -> str | None:
-    return None if folder is None else os.path.abspath(folder)

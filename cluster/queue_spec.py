@@ -36,7 +36,10 @@ class QueueSpec(ClusterSpec):
         skip_directives: Lines with one of these in them are left out: "--mem" where
             memory is nothing that the queue hands out.
         prologue: Shell lines before the worker, such as "module load python".
-        lease_s: A worker without its scheduler gives up after so long.
+        lease_s: A worker that finds no scheduler, or loses it, gives up after so long.
+        join_timeout_s: Longest time from a worker's start until it has joined. That its
+            job waits in the queue does not count; loading Python from a slow file system
+            does.
         insecure: Plain tcp, in which whoever reaches it can run code as you.
     """
 
@@ -55,6 +58,7 @@ class QueueSpec(ClusterSpec):
     skip_directives: tuple[str, ...] = ()
     prologue: tuple[str, ...] = ()
     lease_s: float = 20.0
+    join_timeout_s: float = 300.0
     insecure: bool = False
 
     def __post_init__(self) -> None:
@@ -66,6 +70,7 @@ class QueueSpec(ClusterSpec):
         ClusterSpec.__post_init__(self)
         check_count("workers_per_job", self.workers_per_job, at_least=1)
         check_seconds("lease_s", self.lease_s)
+        check_seconds("join_timeout_s", self.join_timeout_s)
         if self.memory_limit in (None, "auto"):
             raise SpecError(
                 f"memory_limit={self.memory_limit!r} is no size that a job can ask for; "

@@ -24,6 +24,7 @@ from pathlib import Path
 from distributed.security import Security
 
 from cluster.errors import SpecError
+from cluster.keys import write_private
 from cluster.spec import check_count
 
 ROLES = ("scheduler", "worker", "client")
@@ -153,14 +154,6 @@ def create_certificates(folder: str | os.PathLike[str], *, days: int = 365) -> P
     path.chmod(0o700)
     write_private(path, made.files(*ROLES))
     return path
-
-
-def write_private(folder: Path, files: Mapping[str, str]) -> None:
-    """Write new files that only their owner can read."""
-    for name, text in files.items():
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-        with open(os.open(folder / name, flags, 0o600), "w") as file:
-            file.write(text)
 
 
 def read_certificates(folder: str | os.PathLike[str]) -> Certificates:

@@ -20,7 +20,7 @@
     ├── EngineError                    the work could not be done
     │   ├── SchedulerUnreachableError  no Dask scheduler answers
     │   ├── WorkersMissingError        the scheduler has no worker, and none came
-    │   ├── WorkerEnvironmentError     Dask workers lack a package that tasks import
+    │   ├── WorkerEnvironmentError     Dask workers lack a package, or do not see the files
     │   ├── RanksMissingError          a rank did not begin the epoch in time
     │   ├── StorageError               a store denies access, or fails again and again
     │   └── WindowError                a task failed, for a reason of its own
@@ -158,7 +158,7 @@ class WorkersMissingError(EngineError):
 
 
 class WorkerEnvironmentError(EngineError):
-    """Dask workers lack a package that tasks import; the text has a table."""
+    """Dask workers lack a package, or do not see the files; the text has a table."""
 
 
 class RanksMissingError(EngineError):

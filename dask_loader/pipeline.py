@@ -20,6 +20,7 @@ from dask_loader.catalog.forms import Form
 from dask_loader.catalog.provenance import public_path
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
+from dask_loader.engine.reach import sample_of
 from dask_loader.engine.stream import WindowStream
 from dask_loader.engine.threads import ThreadsEngine
 from dask_loader.engine.where import Where
@@ -102,6 +103,7 @@ class Pipeline:
         """
         self._skipped = skipped
         self.engine = engine
+        engine.will_read(sample_of(catalog))
         self._ahead = ahead
         self._catalog = catalog
         self._options = options

@@ -26,6 +26,7 @@ from dask_loader.catalog.vocabulary import code_forms
 from dask_loader.counting import slice_task, with_counted_rows
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.base import Engine
+from dask_loader.engine.reach import early_sample_of, sample_of
 from dask_loader.engine.threads import ThreadsEngine
 from dask_loader.errors import DaskLoaderError, NullError, UnsupportedTypeError
 from dask_loader.options import DatasetOptions
@@ -93,6 +94,7 @@ def load_catalog(
     def begin(front: Catalog) -> None:
         assert ahead is not None
         try:
+            engine.will_read(sample_of(front))
             reading = read_options_of(front)
             front = replace(front, growth=_growth(front, reading.forms))
             _check_nulls(front, reading)
@@ -108,6 +110,7 @@ def load_catalog(
     # What encrypted footers say is not left on a disk.
     encrypted = found.storage.decryption is not None
     cache = None if encrypted else open_cache(options.footer_cache, os.environ)
+    engine.will_read(early_sample_of(found))
     catalog = read_layout(
         found,
         layout or Layout(),
@@ -121,6 +124,7 @@ def load_catalog(
         own_types=own_types,
         on_front=begin if begins else None,
     )
+    engine.will_read(sample_of(catalog))
     check_row_bytes(
         catalog.num_rows, catalog.num_bytes, options.memory_bytes, catalog.place
     )

@@ -217,6 +217,9 @@ def test_an_engine_that_fails_ends_the_iteration_with_its_error(small_data):
         def slots(self) -> int:
             return 1
 
+        def will_read(self, sample: Any) -> None:
+            del sample
+
         def cost(self, task: Any) -> int:
             return int(task.num_bytes)
 

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from dask_loader.catalog.bounds import BoundsCheck, Kinds, SilentGroup, kinds_of
 from dask_loader.catalog.encryption import ENCRYPTED_MAGIC, decryption_error
 from dask_loader.catalog.fit import same_pruning
 from dask_loader.catalog.flat import filter_schema, leaves_of
@@ -153,6 +154,7 @@ def parse_footers(
     row_bytes = sum(form.row_bytes for form in query.forms)
     loose = [form for form in query.forms if not form.is_fixed]
     schemas, look = _Schemas(), Look(max((size for _, size in files), default=0))
+    bounds = BoundsCheck()
     before: _Read | None = None
     for row, ((path, num_bytes), tail) in enumerate(zip(files, tails, strict=True)):
         try:
@@ -161,8 +163,10 @@ def parse_footers(
                 leaves = _needed(query, read.leaves)
                 look.check(metadata, leaves, num_bytes)
                 groups = [metadata.row_group(i) for i in range(metadata.num_row_groups)]
-                checked = _checked(query.forms, read.leaves)
-                check_numbers(path, metadata.schema, groups, checked)
+                check_numbers(path, groups, _checked(query.forms, read.leaves))
+                can_tell = bounds.check(path, tail, read.kinds, leaves, read.names)
+                if not can_tell:
+                    groups = [SilentGroup(group) for group in groups]
                 # Files of one schema are hardly ever compressed in different codecs.
                 if read is not before:
                     check_codecs(metadata, leaves, num_bytes)
@@ -172,21 +176,20 @@ def parse_footers(
                     "schema": read.packed,
                     "num_rows": [group.num_rows for group in groups],
                     "num_bytes": _decoded_bytes(row_bytes, loose, read.leaves, groups),
-                    "survives": _survive(query, path, tail, read.schema, len(groups)),
+                    "survives": _survive(query, path, tail, read.schema, len(groups))
+                    if can_tell
+                    else [True] * len(groups),
                 }
                 check_sizes(path, found["num_bytes"])
                 for name, counts in _null_counts(query.forms, read.leaves, groups):
                     nulls.setdefault(name, {})[row] = counts
         except ChunkError as error:
-            # A struct's fields, which come after it, have names of their own.
-            each = sorted(read.leaves.items(), key=lambda item: -len(item[1]))
-            names = {leaf: name for name, leaves in each for leaf in leaves}
-            raise _chunk_error(query.storage, path, error, names) from error
+            raise _chunk_error(query.storage, path, error, read.names) from error
         except DataError:
             raise
         except Exception as error:  # Arrow has no common class, see open_error
             raise parse_error(query.storage, path, error) from error
-        if query.keys is not None:
+        if query.keys is not None and can_tell:
             _check_keys(query.keys, path, tail, read.schema)
         for name, value in found.items():
             columns[name].append(value)
@@ -305,7 +308,8 @@ def _parse(storage: Storage, path: str, tail: bytes) -> pq.ParquetFile:
 
 def _needed(query: FooterQuery, leaves: dict[str, range]) -> list[int]:
     # All that is asked of chunks below; filters may name a whole struct.
-    asked = {*(form.name for form in query.forms), *query.filter_columns}
+    keys = () if query.keys is None else query.keys.names
+    asked = {*(form.name for form in query.forms), *query.filter_columns, *keys}
     whole = tuple(f"{name}." for name in query.filter_columns)
     names = (n for n in leaves if n in asked or n.startswith(whole))
     return sorted({leaf for name in names for leaf in leaves[name]})
@@ -343,6 +347,8 @@ class _Read:
     schema: pa.Schema
     packed: bytes
     leaves: dict[str, range]
+    names: dict[int, str]
+    kinds: Kinds
 
 
 class _Schemas:
@@ -362,7 +368,11 @@ class _Schemas:
             schema = file.schema_arrow
             self._parquet, self._arrow = parquet, arrow
             leaves = leaves_of(schema)
-            self._read = _Read(schema, pack_schema(schema), leaves)
+            # A struct's fields, which come after it, have names of their own.
+            each = sorted(leaves.items(), key=lambda item: -len(item[1]))
+            names = {leaf: name for name, its in each for leaf in its}
+            packed, kinds = pack_schema(schema), kinds_of(parquet)
+            self._read = _Read(schema, packed, leaves, names, kinds)
         return self._read
 
 

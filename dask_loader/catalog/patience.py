@@ -12,7 +12,7 @@ import builtins
 import random
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeGuard, TypeVar
 
 from dask_loader.errors import DaskLoaderError, StorageError
@@ -28,7 +28,14 @@ DEADLINE_S = 60.0
 # A connection that says nothing for so long is given up; unless the user's options say.
 SILENCE_S = 15.0
 
-_DENIED = ("AccessDenied", "Forbidden", "InvalidAccessKeyId", "SignatureDoesNotMatch")
+# As botocore has them; pyarrow writes ACCESS_DENIED.
+_DENIED = (
+    "accessdenied",
+    "forbidden",
+    "invalidaccesskeyid",
+    "signaturedoesnotmatch",
+    "unable to locate credentials",
+)
 # A status stands behind the word or in brackets; other numbers may be lengths.
 _DENIED_STATUS = re.compile(r"\b(?:status\D{0,6}|\()40[13]\b")
 
@@ -94,7 +101,16 @@ def run_on(file_system: Any, name: str, timeout_s: float, *args: Any, **kw: Any)
     if not getattr(file_system, "async_impl", False) or method is None:
         return getattr(file_system, name)(*args, **kw)
     # The public method would wait for ever for a store that sends a byte now and then.
-    future = asyncio.run_coroutine_threadsafe(method(*args, **kw), file_system.loop)
+    return finish(file_system, method(*args, **kw), timeout_s)
+
+
+def finish(file_system: Any, work: Coroutine[Any, Any, _T], timeout_s: float) -> _T:
+    """Run a coroutine in a file system's loop, for a limited time.
+
+    Raises:
+        TimeoutError: It took longer; it is stopped.
+    """
+    future = asyncio.run_coroutine_threadsafe(work, file_system.loop)
     try:
         return future.result(timeout_s)
     except builtins.TimeoutError:
@@ -116,7 +132,8 @@ def _is_denied(error: BaseException) -> bool:
     if getattr(error, "status", None) in (401, 403):
         return True
     text = str(error)
-    return any(word in text for word in _DENIED) or bool(_DENIED_STATUS.search(text))
+    plain = text.replace("_", "").lower()
+    return any(word in plain for word in _DENIED) or bool(_DENIED_STATUS.search(text))
 
 
 def _denied(

@@ -3,8 +3,8 @@
 Arrow ends the process (SIGABRT) where Python asks for a column chunk whose metadata are
 damaged or encrypted; so each chunk that will be asked for is looked at here first, by a
 call that fails with an exception instead. That look also finds chunks that lie beyond the
-file's end. Statistics that are cut short end the process all the same: Arrow has no call
-that would fail over them.
+file's end. Statistics that are cut short end the process all the same; those are looked at
+in `bounds`.
 """
 
 from __future__ import annotations
@@ -197,16 +197,12 @@ def _fault(
 
 
 def check_numbers(
-    path: str,
-    schema: Any,
-    groups: Sequence[Any],
-    leaves: Sequence[tuple[str, int, bool]],
+    path: str, groups: Sequence[Any], leaves: Sequence[tuple[str, int, bool]]
 ) -> None:
     """Refuse counts that cannot be.
 
     Args:
         path: The file.
-        schema: Its Parquet schema.
         groups: Its row groups' metadata; their chunks were checked.
         leaves: Name and leaf of each column that is read, and whether its rows hold
             several values.
@@ -215,13 +211,10 @@ def check_numbers(
         BadFileError: A number is negative or absurd, or two do not agree.
     """
     flat = next((leaf for _, leaf, several in leaves if not several), None)
-    types = [
-        (name, leaf, schema.column(leaf).physical_type) for name, leaf, _ in leaves
-    ]
     for index, group in enumerate(groups):
         rows = group.num_rows
         if not 0 <= rows <= _MAX_NUMBER:
-            raise _refused(path, index, f"it says it has {rows} rows")
+            raise refused(path, index, f"it says it has {rows} rows")
         if flat is not None:
             values = group.column(flat).num_values
             if values != rows:
@@ -229,13 +222,7 @@ def check_numbers(
                 text = (
                     f"it says it has {rows} rows, and column {name!r} {values} values"
                 )
-                raise _refused(path, index, text, name)
-        for name, leaf, kind in types:
-            # Arrow ends the process where statistics are asked for in another type.
-            found = group.column(leaf).physical_type
-            if found != kind:
-                text = f"column {name!r} is {found} there, and {kind} in the schema"
-                raise _refused(path, index, text, name)
+                raise refused(path, index, text, name)
 
 
 def check_sizes(path: str, group_bytes: Sequence[int]) -> None:
@@ -246,7 +233,7 @@ def check_sizes(path: str, group_bytes: Sequence[int]) -> None:
     """
     for index, num_bytes in enumerate(group_bytes):
         if not 0 <= num_bytes <= _MAX_NUMBER:
-            raise _refused(path, index, f"it says it has {num_bytes} decoded bytes")
+            raise refused(path, index, f"it says it has {num_bytes} decoded bytes")
 
 
 def check_row_bytes(
@@ -286,9 +273,10 @@ def check_row_bytes(
     )
 
 
-def _refused(
+def refused(
     path: str, row_group: int, text: str, column: str | None = None
 ) -> BadFileError:
+    """Describe a footer that cannot be true of a row group."""
     return BadFileError(
         f"the footer of {path!r} is damaged: of row group {row_group} {text}; rewrite the "
         "file, or leave it out of the path",

@@ -18,9 +18,11 @@ import fsspec
 import fsspec.implementations.arrow
 from pyarrow import fs as arrow_fs
 
+from dask_loader.catalog import s3
 from dask_loader.catalog.encryption import Decryption
 from dask_loader.catalog.patience import (
     SILENCE_S,
+    finish,
     is_beyond_the_end,
     patiently,
     run_on,
@@ -162,11 +164,41 @@ class Storage:
             DataChangedError: It is shorter.
             StorageError: The store denies access, or fails again and again.
         """
-        system = self.fsspec()
+        return self._fetch(path, start, stop)[0]
 
-        def get(timeout_s: float) -> bytes:
+    def fetch_of(
+        self, path: str, start: int, stop: int, stamp: Stamp
+    ) -> tuple[bytes, bool]:
+        """Return bytes, and whether the answer itself told that they are of a version.
+
+        If not, only a look afterwards tells.
+
+        Raises:
+            FileNotFoundError: It is gone.
+            DataChangedError: It is shorter, or another.
+            StorageError: The store denies access, or fails again and again.
+        """
+        for _ in range(2):
+            content, told = self._fetch(path, start, stop)
+            if told is None or told == stamp:
+                return content, told is not None
+            # Changed; or back again already; or the store tags answers in its own way.
+            self.check(path, stamp)
+        return content, False
+
+    def _fetch(self, path: str, start: int, stop: int) -> tuple[bytes, Stamp | None]:
+        system = self.fsspec()
+        tells = s3.can_tell(system)
+
+        def get(timeout_s: float) -> tuple[bytes, Stamp | None]:
+            told = None
             try:
-                got = run_on(system, "cat_file", timeout_s, path, start=start, end=stop)
+                if tells:
+                    work = s3.read_range(system, path, start, stop)
+                    got, told = finish(system, work, timeout_s)
+                else:
+                    options = {"start": start, "end": stop}
+                    got = run_on(system, "cat_file", timeout_s, path, **options)
             except Exception as error:  # each file system has its own
                 if not is_beyond_the_end(error):
                     raise
@@ -178,7 +210,7 @@ class Storage:
                     f"{stop} were asked for and {len(got)} came; make the dataset again",
                     path=path,
                 )
-            return bytes(got)
+            return bytes(got), None if told is None else Stamp(*told)
 
         what = f"read bytes {start} to {stop} of"
         return patiently(get, what=what, path=path, scrub=self.scrub)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol, TypeVar
 
+from dask_loader.engine.reach import Sample
 from dask_loader.read.task import WindowTask
 from dask_loader.transfer.window import WindowData
 
@@ -71,6 +72,14 @@ class Engine(Protocol):
 
         Raises:
             EngineError: There is nobody to run them, and nobody came in time.
+        """
+        ...
+
+    def will_read(self, sample: Sample) -> None:
+        """Say which files stand for those of all tasks to come.
+
+        Who runs tasks must see them as this process does; what is not so is raised by
+        slots() and map().
         """
         ...
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import types
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from dask_loader.errors import WorkerEnvironmentError
@@ -99,6 +99,10 @@ class Environments:
                 RuntimeWarning,
                 stacklevel=2,
             )
+
+    def known(self, workers: Iterable[str]) -> list[str]:
+        """Return those that answered."""
+        return [address for address in workers if address in self._seen]
 
 
 def table(own: Mapping[str, str], found: Mapping[str, Mapping[str, str]]) -> str:

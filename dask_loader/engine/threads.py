@@ -14,6 +14,7 @@ from dask_loader.engine.base import (
     chain_prefix,
     describe_slices,
 )
+from dask_loader.engine.reach import Sample
 from dask_loader.errors import ClosedError, DaskLoaderError, WindowError
 from dask_loader.read.chains import Chain, Chains
 from dask_loader.read.files import OpenFiles
@@ -78,6 +79,9 @@ class ThreadsEngine:
         """Return the number of threads."""
         del wait
         return self._num_threads
+
+    def will_read(self, sample: Sample) -> None:
+        """Threads see what this process sees."""
 
     def map(
         self,

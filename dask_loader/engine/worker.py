@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import socket
+import sys
 import threading
 from collections.abc import Callable
 from contextlib import closing
@@ -11,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from dask_loader.errors import DataChangedError, StorageError
 from dask_loader.read.chains import Chains
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.task import WindowTask
@@ -96,6 +99,9 @@ def run_window(
     Returns:
         What became of the slab, or the window itself where there is no slab, this
         process cannot open it, or the window's texts are too long for it.
+
+    Raises:
+        DaskLoaderError: See read_window; it names this worker if it is of the files.
     """
     own = resources()
     if function is not None and task.options.transform is not None:
@@ -108,6 +114,10 @@ def run_window(
                 if writing.outcome is not Outcome.ABSENT:
                     return writing.outcome
         return Parcel(_read(task, own, own.pool.lease))
+    except (DataChangedError, StorageError) as error:
+        # What others may see differently: see reach.py, which looks at few files.
+        error.args = (f"{error}{_where_it_runs()}",)
+        raise
     finally:
         own.sweep_later()
 
@@ -132,6 +142,14 @@ def run_table(task: WindowTask, rows: tuple[tuple[int, int], ...]) -> pa.Table:
     """
     with closing(OpenFiles()) as files:
         return read_table(task, files, rows)
+
+
+def _where_it_runs() -> str:
+    try:
+        address = sys.modules["distributed"].get_worker().address
+    except (KeyError, ValueError):  # in no Dask worker
+        return ""
+    return f" (seen by the Dask worker {address} on host {socket.gethostname()!r})"
 
 
 def _write(

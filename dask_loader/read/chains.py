@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import StorageError
-from dask_loader.read.files import OpenFiles, decode_error, trim
+from dask_loader.read.files import OpenFiles, decode_error, look_again, trim
 from dask_loader.read.pieces import kept_tables, open_slice, require_rows
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
 
@@ -270,7 +270,7 @@ class _Cursor:
                 yield table.slice(low, high - low)
         # What was read for this window must be of one version; see OpenFiles.borrow.
         try:
-            self._options.storage.check(piece.path, piece.stamp)
+            look_again(self._file, self._options.storage, piece.path, piece.stamp)
         except StorageError as error:
             raise decode_error(piece.path, piece.row_group, error) from None
         trim(self._file)

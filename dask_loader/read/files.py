@@ -75,9 +75,9 @@ class OpenFiles:
         """Lend the file, and look whether it still is the one the catalog knows.
 
         Once what was borrowed is given back without an error, all that was read of it is
-        of one version. A remote file is looked at only then: a look is a round trip, and
-        one after reading tells of changes before and during it. A local one is looked at
-        before too, since it is mapped.
+        of one version. A remote file is looked at only then, and only if the answers did
+        not tell: a look is a round trip, and one after reading tells of changes before
+        and during it. A local one is looked at before too, since it is mapped.
 
         Columns named in `dictionaries` are read as such where they hold text. With
         looks_after=False the borrower looks itself, before it hands on what it read.
@@ -100,7 +100,7 @@ class OpenFiles:
                     file = self._open(key)
             yield file
             if looks_after:
-                storage.check(path, stamp)
+                look_again(file, storage, path, stamp)
         except BaseException as error:
             if file is not None:
                 file.close()
@@ -222,6 +222,17 @@ class MappedFile(pq.ParquetFile):  # type: ignore[misc]
             self._mapping.madvise(mmap.MADV_DONTNEED)
 
 
+def look_again(file: pq.ParquetFile, storage: Storage, path: str, stamp: Stamp) -> None:
+    """See that all that was read of a file is of the version that was planned.
+
+    Raises:
+        DataChangedError: It is not.
+        StorageError: The store denies access, or fails again and again.
+    """
+    if not (isinstance(file, RangedParquet) and file.settle()):
+        storage.check(path, stamp)
+
+
 def trim(file: pq.ParquetFile) -> None:
     """Let go of memory that the file's last reads left behind."""
     if isinstance(file, MappedFile | RangedParquet):
@@ -275,7 +286,7 @@ def _open_parquet(
     if max(sizes, default=0) > _BUFFERED_GROUP_BYTES:
         most = _BUFFERS_BYTES // max(1, footer.num_columns)
         options["buffer_size"] = max(_LEAST_BUFFER_BYTES, min(_MOST_BUFFER_BYTES, most))
-    return RangedParquet(RangeFile(storage, path, stamp.num_bytes), **options)
+    return RangedParquet(RangeFile(storage, path, stamp), **options)
 
 
 def decode_error(path: str, row_group: int, error: Exception) -> DaskLoaderError:

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dask_loader.catalog.storage import Storage
+from dask_loader.catalog.storage import Stamp, Storage
 
 # Bytes between two chunks that are fetched along with them: at 100 MB/s they cost as much
 # as a round trip of 10 ms.
@@ -51,8 +51,10 @@ def merge(chunks: Iterable[Range]) -> list[Range]:
 class RangeFile(io.RawIOBase):
     """A remote file, for one reader at a time."""
 
-    def __init__(self, storage: Storage, path: str, num_bytes: int) -> None:
-        self._storage, self._path, self._size = storage, path, num_bytes
+    def __init__(self, storage: Storage, path: str, stamp: Stamp) -> None:
+        self._storage, self._path, self._stamp = storage, path, stamp
+        self._size = stamp.num_bytes
+        self._told = list[bool]()  # of each range; several threads add to it
         self._position = 0
         self._ahead: list[tuple[int, bytes]] = []
         self._expected: list[Range] | None = None
@@ -87,6 +89,14 @@ class RangeFile(io.RawIOBase):
         """Let go of what was fetched ahead."""
         self._ahead, self._expected = [], None
 
+    def settle(self) -> bool:
+        """Whether answers told that all is of the version that was planned.
+
+        All means what came since the last call; if nothing did, False.
+        """
+        told, self._told = self._told, []
+        return bool(told) and all(told)
+
     def readable(self) -> bool:
         """Whether it can be read: yes."""
         return True
@@ -118,7 +128,9 @@ class RangeFile(io.RawIOBase):
         return self._fetch(start, stop)
 
     def _fetch(self, start: int, stop: int) -> bytes:
-        return self._storage.fetch(self._path, start, stop)
+        content, told = self._storage.fetch_of(self._path, start, stop, self._stamp)
+        self._told.append(told)
+        return content
 
 
 def open_plain(storage: Storage, path: str) -> Any:
@@ -132,7 +144,7 @@ def open_plain(storage: Storage, path: str) -> Any:
     """
     if storage.is_local:
         return path
-    file = RangeFile(storage, path, storage.stamp(path).num_bytes)
+    file = RangeFile(storage, path, storage.stamp(path))
     return pa.PythonFile(file, mode="r")
 
 
@@ -147,6 +159,10 @@ class RangedParquet(pq.ParquetFile):  # type: ignore[misc]
         """Fetch some column chunks of a row group; see RangeFile.expect."""
         group = self.metadata.row_group(row_group)
         self._ranges.expect([_chunk_range(group.column(leaf)) for leaf in leaves])
+
+    def settle(self) -> bool:
+        """Whether no look is needed; see RangeFile.settle."""
+        return self._ranges.settle()
 
     def trim(self) -> None:
         """Let go of what was fetched ahead."""

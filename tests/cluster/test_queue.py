@@ -5,7 +5,10 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,14 +19,17 @@ from distributed.utils import get_ip
 import cluster
 from cluster import InsecureWarning, SpecError, StartError
 from cluster.queue import job_script
+from tests.cluster.conftest import WaitUntil
 
 # Not importorskip(): importing it is what one of the tests looks at.
 if importlib.util.find_spec("dask_jobqueue") is None:
     pytest.skip("needs dask-jobqueue", allow_module_level=True)
 
 _WORKER = (
+    "export DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT=20s{0}"
+    "export DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=20s{0}"
     "/usr/bin/python3 -m distributed.cli.dask_worker tls://SCHEDULER:8786 --name 0 "
-    "--nthreads 1 --memory-limit 4.00GiB --nworkers 2 --nanny --death-timeout 20 "
+    "--nthreads 1 --memory-limit 4.00GiB --nworkers 2 --nanny --death-timeout 300 "
     "--no-dashboard --tls-ca-file /shared/KEYS/ca.pem "
     "--tls-cert /shared/KEYS/worker.pem --tls-key /shared/KEYS/worker-key.pem"
 )
@@ -89,7 +95,19 @@ def test_the_script_of_a_job(kind: str) -> None:
         python="/usr/bin/python3",
     )
     lines = [line for line in written.splitlines() if line.strip()]
-    assert "\n".join(lines) == _SCRIPTS[kind].format(_WORKER)
+    between = "; " if kind == "htcondor" else "\n"
+    assert "\n".join(lines) == _SCRIPTS[kind].format(_WORKER.format(between))
+
+
+def test_leases_go_into_the_script_before_the_users_lines() -> None:
+    written = job_script(
+        "slurm", insecure=True, lease_s=7.5, join_timeout_s=90, prologue=("a",)
+    )
+    # Dask refuses less than 11 s for the wires.
+    assert (
+        "CONNECT=7.5s\nexport DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP=11s\na\n" in written
+    )
+    assert " --death-timeout 90 " in written
 
 
 def test_directives_are_added_and_left_out() -> None:
@@ -100,7 +118,8 @@ def test_directives_are_added_and_left_out() -> None:
         skip_directives=("--mem",),
         prologue=("module load python",),
     )
-    assert "#SBATCH --qos=low\nmodule load python\n" in written
+    assert "#SBATCH --qos=low\n" in written
+    assert "\nmodule load python\n/" in written
     assert "--mem=" not in written
     assert " tcp://SCHEDULER:8786 " in written
     assert "--tls" not in written
@@ -124,6 +143,10 @@ def test_directives_are_added_and_left_out() -> None:
             r"insecure=True with certificates='certs': give one",
         ),
         ({"lease_s": 0}, r"lease_s=0 must be a number of seconds above 0"),
+        (
+            {"join_timeout_s": -1},
+            r"join_timeout_s=-1 must be a number of seconds above",
+        ),
         ({"workers_per_job": 0}, r"workers_per_job=0 must be a whole number"),
         (
             {"workers": 3, "workers_per_job": 2},
@@ -266,3 +289,56 @@ def test_an_empty_cluster_warns_refuses_half_a_job_and_has_no_logs(
             launched.scale(3)
         shutil.rmtree(logs)
         assert list(launched.logs()) == ["scheduler"]
+
+
+_DRIVER = """
+import sys, cluster
+c = cluster.launch("slurm", interface="lo", shared_directory=sys.argv[1], lease_s=1.5)
+print(repr(c), flush=True)
+input()
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.faults
+@pytest.mark.slow
+def test_a_job_that_waited_joins_and_one_whose_driver_was_killed_ends(
+    queue_of, tmp_path: Path, wait_until: WaitUntil
+) -> None:
+    script, shared = tmp_path / "job.sh", tmp_path / "keys"
+    queue_of(f"cp $1 {script}.part; mv {script}.part {script}; echo job 7")
+    with (
+        (tmp_path / "job.log").open("wb") as log,
+        subprocess.Popen(
+            [sys.executable, "-c", _DRIVER, str(shared)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        ) as driver,
+    ):
+
+        def run_job() -> subprocess.Popen[bytes]:
+            return subprocess.Popen(
+                ["bash", script], stdout=log, stderr=log, cwd=tmp_path
+            )
+
+        try:
+            wait_until(script.exists, "a job in the queue")
+            submitted_s = time.monotonic()
+            wait_until(
+                lambda: time.monotonic() > submitted_s + 1.6, "more than a lease"
+            )
+            job = run_job()
+            assert driver.stdout is not None
+            assert "workers=1" in driver.stdout.readline()
+            (keys,) = shared.iterdir()
+            shutil.copytree(keys, tmp_path / "aside")
+        finally:
+            driver.send_signal(signal.SIGKILL)
+            driver.wait(60)
+        job.wait(60)
+        wait_until(lambda: os.listdir(shared) == [], "no keys")
+        # Another job was pending, and has read its keys in time; nobody listens.
+        shutil.copytree(tmp_path / "aside", keys)
+        assert run_job().wait(100) != 0  # not after join_timeout_s, which is 300
+    assert "Timed out trying to connect" in (tmp_path / "job.log").read_text()

@@ -132,6 +132,7 @@ def test_only_the_engines_dask_files_name_distributed():
     assert named == [
         "dask_loader/engine/connection.py",
         "dask_loader/engine/dask.py",
+        "dask_loader/engine/watch.py",
     ]
     assert dask_engine.__file__.endswith(named[1])
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 import s3fs
 from moto.server import ThreadedMotoServer
+from pyarrow import fs as arrow_fs
 
 from tests.remote.servers import FaultProxy, serving
 
@@ -82,6 +83,31 @@ def data(put: Put) -> str:
     for number in range(NUM_FILES):
         put(f"bucket/data/part-{number}.parquet", parquet(number * FILE_ROWS))
     return "s3://bucket/data/"
+
+
+# Who makes the requests: s3fs as we make it, as the user does, or pyarrow's S3.
+CLIENTS = ("options", "fsspec", "arrow")
+
+
+def reached_by(
+    kind: str, url: str, options: dict[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Return a path and what else a dataset is given to read an s3:// URL by a client."""
+    if kind == "options":
+        return url, {"storage_options": options}
+    path = url.removeprefix("s3://").rstrip("/")
+    if kind == "fsspec":
+        return path, {"filesystem": s3fs.S3FileSystem(**options)}
+    system = arrow_fs.S3FileSystem(
+        access_key=options["key"],
+        secret_key=options["secret"],
+        endpoint_override=options["endpoint_url"].removeprefix("http://"),
+        scheme="http",
+        region="us-east-1",
+        retry_strategy=arrow_fs.AwsStandardS3RetryStrategy(max_attempts=1),
+        request_timeout=0.5,
+    )
+    return path, {"filesystem": system}
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import random
 import socket
 import struct
@@ -101,10 +100,8 @@ class _RangeHandler(BaseHTTPRequestHandler):
             return
         self.wfile.flush()
         with file.open("rb") as source:
-            while start < stop:
-                start += os.sendfile(
-                    self.connection.fileno(), source.fileno(), start, stop - start
-                )
+            if start < stop:
+                self.connection.sendfile(source, start, stop - start)
 
 
 class FaultProxy(_Server):
@@ -115,6 +112,9 @@ class FaultProxy(_Server):
             second, "crawl"; "" for none.
         share: How many of the requests fail.
         only: The method of those that fail; "" for any.
+        key: Requests signed with another access key than this are denied; "" denies none.
+        lacking: A header, in small letters, that answers to GET have not.
+        tag: The ETag of answers to GET; "" for the object's.
         log: (method, path, the Range header or "") of each request.
         faults: How many there were of each kind.
         hang: Set it to let hanging requests go.
@@ -122,7 +122,8 @@ class FaultProxy(_Server):
 
     def __init__(self, upstream: int) -> None:
         self.upstream = upstream
-        self.fault, self.share, self.only = "", 1.0, ""
+        self.fault, self.share, self.only, self.key = "", 1.0, "", ""
+        self.lacking, self.tag = "", ""
         self.log = list[tuple[str, str, str]]()
         self.faults = Counter[str]()
         self.hang = threading.Event()
@@ -136,7 +137,8 @@ class FaultProxy(_Server):
 
     def reset(self) -> None:
         """Forget the log and have no more faults."""
-        self.fault, self.share, self.only = "", 1.0, ""
+        self.fault, self.share, self.only, self.key = "", 1.0, "", ""
+        self.lacking, self.tag = "", ""
         self.log.clear()
         self.faults.clear()
         self._random.seed(0)
@@ -164,6 +166,9 @@ class _ProxyHandler(BaseHTTPRequestHandler):
         asked = self.headers.get("Range", "")
         self.server.log.append((self.command, self.path, asked))
         fault = self.server.draw(self.command)
+        signed = self.headers.get("Authorization", "")
+        if self.server.key and f"Credential={self.server.key}/" not in signed:
+            fault = "403"
         if fault == "503":
             self._send(503, {"Content-Type": "application/xml"}, _SLOW_DOWN)
             return
@@ -189,6 +194,12 @@ class _ProxyHandler(BaseHTTPRequestHandler):
             answer = upstream.getresponse()
             content = answer.read()
             headers = {k: v for k, v in answer.getheaders() if k.lower() not in _HOP}
+            if self.command == "GET":
+                headers = {
+                    k: (k.lower() == "etag" and self.server.tag) or v
+                    for k, v in headers.items()
+                    if k.lower() != self.server.lacking
+                }
             cut = {"cut": len(content) // 2, "crawl": 0}.get(fault)
             self._send(answer.status, headers, content, cut, crawl=fault == "crawl")
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,30 @@ from dask_loader.errors import (
     DataNotFoundError,
     StorageError,
 )
-from tests.remote.conftest import FILE_ROWS, NUM_FILES, SECRET, Put, parquet
+from tests.remote.conftest import (
+    FILE_ROWS,
+    NUM_FILES,
+    SECRET,
+    Put,
+    parquet,
+    reached_by,
+)
 from tests.remote.servers import FaultProxy
 
 NUM_ROWS = NUM_FILES * FILE_ROWS
 
 
-def dataset(path: str, options: dict[str, Any], **others: Any) -> ParquetDataset:
-    given = {"footer_cache": False, "client": "threads", "batch_size": 400}
+def dataset(
+    path: str, options: dict[str, Any] | None = None, **others: Any
+) -> ParquetDataset:
+    given: dict[str, Any] = {
+        "footer_cache": False,
+        "client": "threads",
+        "batch_size": 400,
+    }
     given |= {"shuffle_window": 400, "columns": ["id", "a", "b"]}
-    return ParquetDataset(path, storage_options=options, **(given | others))
+    given |= {"storage_options": options}
+    return ParquetDataset(path, **(given | others))
 
 
 def rows(data: ParquetDataset) -> list[tuple[int, float, int]]:
@@ -51,44 +66,107 @@ def methods(line: FaultProxy) -> Counter[str]:
     return Counter(method for method, _, _ in line.log)
 
 
-def test_a_window_costs_one_read_and_one_look(
-    data: str, s3_options: dict[str, Any], line: FaultProxy
+# For each window, and for each file of each process: s3fs's answers tell of which version
+# they are, so no look is needed; pyarrow asks for a length before each read.
+@pytest.mark.parametrize(
+    ("client", "gets", "heads"),
+    [("options", 1, 0), ("fsspec", 1, 0), ("arrow", 1, 2)],
+)
+def test_a_window_costs_one_read(
+    data: str,
+    s3_options: dict[str, Any],
+    line: FaultProxy,
+    client: str,
+    gets: int,
+    heads: int,
 ) -> None:
-    with dataset(data, s3_options) as ds:
-        # Is it a file or a folder (2 or 3), a list, a look that tells whether the list
-        # may be trusted; then one for each footer.
-        assert len(line.log) <= 5 + NUM_FILES
+    path, given = reached_by(client, data, s3_options)
+    with dataset(path, **given) as ds:
+        if client == "options":
+            # Is it a file or a folder (2 or 3), a list, a look that tells whether the
+            # list may be trusted; then one for each footer.
+            assert len(line.log) <= 5 + NUM_FILES
         line.log.clear()
         assert rows(ds) == expected()
     counts = methods(line)
     num_windows = NUM_FILES * 3
-    assert counts["HEAD"] == num_windows
-    assert counts["GET"] == num_windows + NUM_FILES  # the footers, once for the process
+    assert counts["GET"] == num_windows * gets + NUM_FILES  # and the footers
+    assert counts["HEAD"] == num_windows * heads + (NUM_FILES if heads else 0)
+
+
+@pytest.mark.parametrize("lacking", ["etag", "content-range"])
+def test_a_store_whose_answers_do_not_tell_is_looked_at_after_each_window(
+    data: str, s3_options: dict[str, Any], line: FaultProxy, lacking: str
+) -> None:
+    with dataset(data, s3_options) as ds:
+        line.log.clear()
+        line.lacking = lacking
+        assert rows(ds) == expected()
+    assert methods(line)["HEAD"] == NUM_FILES * 3
+
+
+def test_a_store_that_tags_answers_in_its_own_way_is_looked_at(
+    data: str, s3_options: dict[str, Any], line: FaultProxy
+) -> None:
+    with dataset(data, s3_options) as ds:
+        line.tag = '"of-this-answer"'
+        assert rows(ds) == expected()
 
 
 @pytest.mark.parametrize("fault", ["503", "reset", "cut"])
-@pytest.mark.parametrize("shuffle", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("client", "shuffle"),
+    [
+        ("options", False),
+        ("arrow", False),
+        pytest.param("options", True, marks=pytest.mark.slow),
+        pytest.param("fsspec", True, marks=pytest.mark.slow),
+    ],
+)
 def test_faults_of_every_third_request_change_no_row(
-    data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str, shuffle: bool
+    data: str,
+    s3_options: dict[str, Any],
+    line: FaultProxy,
+    fault: str,
+    client: str,
+    shuffle: bool,
 ) -> None:
-    with dataset(data, s3_options, shuffle=shuffle, seed=3) as quiet:
+    path, given = reached_by(client, data, s3_options)
+    with dataset(path, shuffle=shuffle, seed=3, **given) as quiet:
         order = rows(quiet)
     assert sorted(order) == expected()
     line.fault, line.share = fault, 0.3
-    with dataset(data, s3_options, shuffle=shuffle, seed=3) as ds:
+    with dataset(path, shuffle=shuffle, seed=3, **given) as ds:
         assert rows(ds) == order
     assert line.faults[fault] > 3
 
 
 @pytest.mark.parametrize(
-    "fault", ["503", "cut", pytest.param("reset", marks=pytest.mark.slow)]
+    ("fault", "client", "num_tries"),
+    [
+        ("503", "options", 8),
+        ("cut", "options", 8),
+        pytest.param("reset", "options", 8, marks=pytest.mark.slow),
+        # Its own tries are not ours to turn off, and take their time.
+        pytest.param("503", "arrow", 2, marks=pytest.mark.slow),
+        pytest.param("cut", "arrow", 2, marks=pytest.mark.slow),
+    ],
 )
 def test_a_store_that_always_fails_is_named_with_the_tries(
-    data: str, s3_options: dict[str, Any], line: FaultProxy, fault: str
+    data: str,
+    s3_options: dict[str, Any],
+    line: FaultProxy,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: str,
+    client: str,
+    num_tries: int,
 ) -> None:
-    ds = dataset(data, s3_options)
+    monkeypatch.setattr("dask_loader.catalog.patience.MAX_TRIES", num_tries)
+    path, given = reached_by(client, data, s3_options)
+    ds = dataset(path, **given)
     line.fault = fault
-    with ds, pytest.raises(StorageError, match=r"8 tries in .* s failed") as caught:
+    text = rf"{num_tries} tries in .* s failed"
+    with ds, pytest.raises(StorageError, match=text) as caught:
         rows(ds)
     assert caught.value.path == "bucket/data/part-0.parquet"
     assert "part-0.parquet" in str(caught.value)
@@ -96,7 +174,7 @@ def test_a_store_that_always_fails_is_named_with_the_tries(
     assert SECRET not in repr(caught.value)
     if fault != "cut":  # a listing without its end is no list
         with pytest.raises(StorageError, match="cannot look at 'bucket/data'"):
-            dataset(data, s3_options)
+            dataset(path, **given)
 
 
 def test_a_store_that_says_nothing_is_given_up(
@@ -138,28 +216,59 @@ def test_an_object_that_changes_is_named_and_never_mixed(
     assert caught.value.path == path
 
 
-def test_an_object_that_is_replaced_between_two_reads_is_told(
-    put: Put, s3_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("client", ["options", "arrow"])
+def test_an_object_that_is_replaced_between_footer_and_columns_is_told(
+    put: Put, s3_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch, client: str
 ) -> None:
-    from dask_loader.catalog.storage import Storage
-
     path = "bucket/between/a.parquet"
     put(path, parquet(0, 400))
-    fetch = Storage.fetch
-
-    def spy(self: Storage, name: str, start: int, stop: int) -> bytes:
-        got = fetch(self, name, start, stop)
-        if start < 100:  # the columns; the footer has been read before
-            put(path, parquet(1, 400))
-        return got
-
-    ds = dataset(f"s3://{path}", s3_options)
-    monkeypatch.setattr(Storage, "fetch", spy)
+    where, given = reached_by(client, f"s3://{path}", s3_options)
+    ds = dataset(where, **given)
+    _before_columns(monkeypatch, lambda _: put(path, parquet(1, 400)))
     with (
         ds,
         pytest.raises(DataChangedError, match="changed after the dataset was made"),
     ):
         rows(ds)
+
+
+def test_bytes_of_another_version_that_a_look_does_not_see_are_read_again(
+    put: Put, s3_options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = "bucket/between/b.parquet"
+    contents = [parquet(first, 400) for first in (0, 1)]
+    put(path, contents[0])
+    with dataset(f"s3://{path}", s3_options) as ds:
+        reads = _before_columns(
+            monkeypatch,
+            lambda number: put(path, contents[number == 0]),
+            lambda: put(path, contents[0]),
+        )
+        assert rows(ds) == expected(400)
+    assert reads == [0, 1]
+
+
+def _before_columns(
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[int], None],
+    after: Callable[[], None] = lambda: None,
+) -> list[int]:
+    """Do something before and after each read of columns, which are numbered."""
+    from dask_loader.catalog.storage import Storage
+
+    fetch, reads = Storage._fetch, list[int]()
+
+    def spy(self: Storage, name: str, start: int, stop: int) -> Any:
+        if start == 0:  # the file's end, which is all of so short a file
+            return fetch(self, name, start, stop)
+        reads.append(len(reads))
+        before(reads[-1])
+        got = fetch(self, name, start, stop)
+        after()
+        return got
+
+    monkeypatch.setattr(Storage, "_fetch", spy)
+    return reads
 
 
 def test_a_secret_is_in_no_text_state_or_file(
@@ -182,21 +291,12 @@ def test_a_secret_is_in_no_text_state_or_file(
     assert not [k for k in kept if SECRET.encode() in k]
 
 
-@pytest.mark.parametrize("kind", ["fsspec", "arrow"])
+@pytest.mark.parametrize("client", ["fsspec", "arrow"])
 def test_a_file_system_that_is_given_is_used(
-    data: str, s3_options: dict[str, Any], line: FaultProxy, kind: str
+    data: str, s3_options: dict[str, Any], client: str
 ) -> None:
-    given: Any = s3fs.S3FileSystem(**s3_options)
-    if kind == "arrow":
-        given = arrow_fs.S3FileSystem(
-            access_key=s3_options["key"],
-            secret_key=SECRET,
-            endpoint_override=line.url.removeprefix("http://"),
-            scheme="http",
-            region="us-east-1",
-        )
-    path = data.removeprefix("s3://").rstrip("/")
-    with dataset(path, None, filesystem=given) as ds:  # type: ignore[arg-type]
+    path, given = reached_by(client, data, s3_options)
+    with dataset(path, **given) as ds:
         assert rows(ds) == expected()
         again = pickle.loads(pickle.dumps(ds))
         assert SECRET not in repr(ds._read_options)

@@ -5,34 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import s3fs
-from pyarrow import fs as arrow_fs
 
-from dask_loader import DataLoader, ParquetDataset
-from tests.remote.conftest import SECRET
+from dask_loader import DataLoader
+from tests.remote.conftest import reached_by
 from tests.remote.servers import FaultProxy
 from tests.remote.test_s3 import NUM_ROWS, dataset, rows
 
 
-def made(
-    kind: str, data: str, options: dict[str, Any], line: FaultProxy
-) -> ParquetDataset:
-    if kind == "options":
-        return dataset(data, options)
-    given: Any = s3fs.S3FileSystem(**options)
-    if kind == "arrow":
-        given = arrow_fs.S3FileSystem(
-            access_key=options["key"],
-            secret_key=SECRET,
-            endpoint_override=line.url.removeprefix("http://"),
-            scheme="http",
-            region="us-east-1",
-        )
-    path = data.removeprefix("s3://").rstrip("/")
-    return dataset(path, None, filesystem=given)  # type: ignore[arg-type]
-
-
-# pyarrow's S3 has threads of its own, which no child of a fork has: spawn alone.
+# A child of a fork inherits locks of pyarrow's S3 that threads of its parent hold: it may
+# hang, so spawn alone.
 @pytest.mark.parametrize(
     ("context", "kind"),
     [
@@ -45,7 +26,8 @@ def made(
 def test_two_workers_read_each_row_once(
     data: str, s3_options: dict[str, Any], line: FaultProxy, context: str, kind: str
 ) -> None:
-    with made(kind, data, s3_options, line) as ds:
+    path, given = reached_by(kind, data, s3_options)
+    with dataset(path, **given) as ds:
         here = rows(ds)  # this process has its connections and threads by now
         line.fault, line.share, line.only = "503", 0.1, "GET"
         loader = DataLoader(ds, num_workers=2, multiprocessing_context=context)
