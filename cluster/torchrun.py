@@ -167,10 +167,19 @@ class TorchrunLauncher:
             StartError: The scheduler did not come up in time.
         """
         deadline = time.monotonic() + timeout_s
-        store, prefix = self._store(timeout_s)
         rank = self._env["RANK"]
-        # The first call in each rank belongs together, and so does the second.
-        call = store.add(f"{prefix}/calls/{rank}", 1)
+        try:
+            store, prefix = self._store(timeout_s)
+            # The first call in each rank belongs together, and so does the second.
+            call = store.add(f"{prefix}/calls/{rank}", 1)
+        except RuntimeError as error:  # torch's DistError is one
+            where = f"{self._env['MASTER_ADDR']}:{self._env['MASTER_PORT']}"
+            raise StartError(
+                f"rank {rank} cannot reach torchrun's store at {where} ({error}); see "
+                "whether rank 0's node and its torchrun still run",
+                kind=self.kind,
+                waited_s=timeout_s,
+            ) from error
         key = f"{prefix}/address/{call}"
         if self._is_local_first:
             self._folder = Path(tempfile.mkdtemp(prefix="dask-cluster-"))
@@ -188,7 +197,7 @@ class TorchrunLauncher:
             left_s = max(deadline - time.monotonic(), 0.1)
             store.wait([key], timedelta(seconds=left_s))
             self._address = store.get(key).decode()
-        except (RuntimeError, ValueError) as error:  # torch's DistError is the first
+        except (RuntimeError, ValueError) as error:
             raise StartError(
                 f"rank {rank} had no address from rank 0 after {timeout_s:g} s; every "
                 f"rank must call launch('torchrun'), in the same order{self._restart()}",

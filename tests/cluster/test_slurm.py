@@ -105,13 +105,25 @@ def test_the_example_trains_on_the_jobs_that_a_command_serves(
     wait_until(lambda: jobs() == [], "an empty queue")
 
 
-def test_a_command_says_what_the_queue_shows_when_time_is_up(tmp_path: Path) -> None:
-    flags = ("--workers", "1", "--interface", "lo", "--memory-limit", "1 GiB")
+@pytest.mark.parametrize(
+    ("flags", "code", "text"),
+    [
+        # Nothing ever starts then.
+        (
+            ("--extra-directives", "--begin=now+1hour"),
+            3,
+            "1 of 1 slurm jobs had no work",
+        ),
+        (("--queue", "nowhere"), 1, "the queue refused a slurm job: "),
+    ],
+)
+def test_a_command_that_fails_says_so_with_its_code(
+    tmp_path: Path, flags: tuple[str, ...], code: int, text: str
+) -> None:
+    flags += ("--workers", "1", "--interface", "lo", "--memory-limit", "1 GiB")
     flags += ("--skip-directives", "--mem", "--insecure", "--start-timeout-s", "2")
-    # Nothing ever starts there.
-    flags += ("--extra-directives", "--begin=now+1hour", "--log-directory", "logs")
     with serve("cluster", "slurm", *flags, folder=tmp_path) as served:
-        assert served.ended(3).startswith(
-            "Error: 1 of 1 slurm jobs had no worker after"
-        )
+        said = served.ended(code)
+    assert said.startswith(f"Error: {text}")
+    assert "Traceback" not in said
     assert jobs() == []

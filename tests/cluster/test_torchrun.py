@@ -178,6 +178,32 @@ def test_a_rank_without_an_address_says_why(
     assert caught.value.waited_s == (0.5 if said is None else None)
 
 
+@pytest.mark.parametrize(
+    ("environment", "code", "text"),
+    [
+        ({}, 2, "works inside a torchrun job, and RANK is not set here"),
+        (
+            {"TORCHELASTIC_USE_AGENT_STORE": "True"},
+            3,
+            "Error: rank 0 cannot reach torchrun's store at 127.0.0.1:1 (",
+        ),
+    ],
+)
+def test_a_command_that_fails_says_so_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], code: int, text: str
+) -> None:
+    if environment:
+        _in_a_job(monkeypatch, num_nodes=1)
+    else:
+        monkeypatch.delenv("RANK", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with serve("cluster", "torchrun", "--start-timeout-s", "1") as served:
+        said = served.ended(code)
+    assert text in said
+    assert "Traceback" not in said
+
+
 @pytest.mark.cluster
 def test_a_scheduler_that_does_not_come_up_is_told_with_its_words(
     monkeypatch: pytest.MonkeyPatch,
