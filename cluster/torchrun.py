@@ -284,7 +284,7 @@ class TorchrunLauncher:
         def arguments(port: int | None) -> list[str]:
             written = ["--scheduler", "--host", self._host(), "--port", str(port or 0)]
             written += ["--dashboard-address", f"{_LOOPBACK}:0", "--no-dashboard"]
-            written += ["--no-show", "--scheduler-file", str(file)]
+            written += ["--scheduler-file", str(file)]
             return [*written, *self._tls("scheduler")]
 
         self._programs.start("scheduler", arguments(None))

@@ -1,4 +1,4 @@
-"""A torchrun job of two nodes with two ranks each; the nodes are network namespaces."""
+"""Torchrun jobs of two nodes, which are network namespaces."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def _environment(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def _job(
-    network: Network, folder: Path, *script: str
+    network: Network, folder: Path, *script: str, ranks_per_node: int
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """Start torchrun on both nodes; what is left of the job is killed at the end."""
     with ExitStack() as stack:
@@ -65,8 +65,13 @@ def _job(
             log = stack.enter_context((folder / f"{host}.log").open("wb"))
             command = (
                 *(sys.executable, "-m", "torch.distributed.run", "--nnodes", "2"),
-                *("--nproc-per-node", "2", "--max-restarts", "1", "--rdzv-backend"),
-                *("c10d", "--rdzv-endpoint", f"{network.address('a')}:29400"),
+                *("--nproc-per-node", str(ranks_per_node), "--max-restarts", "1"),
+                *(
+                    "--rdzv-backend",
+                    "c10d",
+                    "--rdzv-endpoint",
+                    f"{network.address('a')}:29400",
+                ),
                 # The namespaces share a host name: neither would know whose it is.
                 *("--rdzv-conf", f"is_host={is_host}"),
                 *("--local-addr", network.address(host), *script),
@@ -97,7 +102,7 @@ def test_a_job_of_two_nodes_from_its_start_over_a_restart_to_its_sudden_end(
     network: Network, certificates: Path, tmp_path: Path
 ) -> None:
     script = (str(_HERE / "torchrun_rank.py"), str(tmp_path), str(certificates))
-    with _job(network, tmp_path, *script):
+    with _job(network, tmp_path, *script, ranks_per_node=2):
         story = (
             str(_HERE / "torchrun_story.py"),
             str(tmp_path),
@@ -133,10 +138,10 @@ def test_the_example_trains_on_two_nodes(
         ),
         *("--certificates", str(certificates), "--ids", str(ids)),
     )
-    with _job(network, tmp_path, *script) as agents:
+    with _job(network, tmp_path, *script, ranks_per_node=1) as agents:
         codes = [agent.wait(200) for agent in agents]
     logs = [(tmp_path / f"{host}.log").read_text() for host in "ab"]
     assert codes == [0, 0], "\n".join(logs)
     assert f"read by: Dask cluster at tls://{NET}." in "".join(logs)
-    check_ids(ids, data, num_ranks=4, num_epochs=2)
+    check_ids(ids, data, num_ranks=2, num_epochs=2)
     assert list((tmp_path / "tmp").glob("dask*")) == []
