@@ -74,7 +74,7 @@ def drive(args: argparse.Namespace) -> int:
     """Make data, start everything, kill, and judge."""
     import cluster
 
-    shared_before = set(os.listdir("/dev/shm"))
+    shared_before = shared_files()
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         make_data(Path(folder))
         with cluster.launch("local", workers=args.dask_workers) as launched:
@@ -159,13 +159,19 @@ def wait_for_nothing(shared_before: set[str]) -> list[str]:
     left: list[str] = []
     while time.monotonic() < deadline:
         children = psutil.Process().children(recursive=True)
-        files = set(os.listdir("/dev/shm")) - shared_before
+        files = shared_files() - shared_before
         left = [f"process {p.pid} is left" for p in children]
         left += [f"/dev/shm/{name} is left" for name in sorted(files)]
         if not left:
             break
         threading.Event().wait(0.2)  # polling a condition, with a deadline
     return left
+
+
+def shared_files() -> set[str]:
+    """Return the names of shared memory such as torch's and ours."""
+    names = os.listdir("/dev/shm")
+    return {name for name in names if name.startswith(("torch_", "dask-loader-"))}
 
 
 def judge(found: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
@@ -220,6 +226,12 @@ def report(found: list[dict[str, Any]], killed: int, args: argparse.Namespace) -
         f"{args.dask_workers} Dask workers, {killed} of them killed, "
         f"{len(found)} epochs of {_ROWS} rows"
     )
+    if len(found) >= 3:
+        first, last = halves([sample["memory"] for sample in found[len(found) // 3 :]])
+        print(
+            f"memory: median {first / 1e6:.0f} MB of the middle third of the epochs, "
+        )
+        print(f"        median {last / 1e6:.0f} MB of the last third")
     print("epoch  seconds  memory MB  descriptors  digest")
     shown = found if len(found) <= 12 else found[:4] + found[-4:]
     for sample in shown:

@@ -14,7 +14,7 @@ import pytest
 
 import cluster
 from dask_loader import ParquetDataset
-from dask_loader.engine import dask as dask_engine
+from dask_loader.engine import watch
 from dask_loader.engine.worker import run_window
 
 ROOT = Path(__file__).parents[2]
@@ -131,10 +131,9 @@ def test_only_the_engines_dask_files_name_distributed():
     )
     assert named == [
         "dask_loader/engine/connection.py",
-        "dask_loader/engine/dask.py",
         "dask_loader/engine/watch.py",
     ]
-    assert dask_engine.__file__.endswith(named[1])
+    assert watch.__file__.endswith(named[1])
 
 
 def test_neither_package_names_the_other():

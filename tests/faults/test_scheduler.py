@@ -7,10 +7,10 @@ import threading
 from itertools import islice
 from typing import Any
 
-import distributed
 import pytest
 
 from dask_loader import ParquetDataset, SchedulerUnreachableError
+from dask_loader.engine.watch import Watch
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster]
 
@@ -70,14 +70,14 @@ def test_filters_are_counted_where_the_scheduler_is_lost_meanwhile(
     # No worker yet: the count waits for one.
     asked = threading.Event()
     found: list[int] = []
-    real = distributed.Client.map
+    real = Watch.ask_threads
 
-    def map_and_tell(*arguments: Any, **options: Any) -> Any:
-        futures = real(*arguments, **options)
+    def ask_and_tell(watch: Watch) -> dict[str, int]:
+        threads = real(watch)
         asked.set()
-        return futures
+        return threads
 
-    monkeypatch.setattr(distributed.Client, "map", map_and_tell)
+    monkeypatch.setattr(Watch, "ask_threads", ask_and_tell)
 
     def make() -> None:
         with ParquetDataset(

@@ -55,7 +55,7 @@ def test_a_worker_that_goes_on_after_its_window_was_read_elsewhere_changes_nothi
     with ParquetDataset(wide_data, client="threads", **options) as dataset:
         wanted = [kept_copy(batch) for batch in dataset]
     monkeypatch.setenv("DASK_LOADER_HAND_OVER", way)
-    faulty = start_faulty(num_workers=2, ttl="5 s")
+    faulty = start_faulty(num_workers=2, ttl="12 s")
     with ParquetDataset(wide_data, client=faulty.address, **options) as dataset:
         batches = iter(dataset)
         got = [kept_copy(next(batches)) for _ in range(4)]
@@ -86,7 +86,7 @@ def test_a_worker_that_is_stopped_after_its_window_is_whole_has_it_taken_as_it_i
     options = {"batch_size": 500, "shuffle_window": 1000, "memory_limit": "64 MiB"}
     with ParquetDataset(wide_data, client="threads", **options) as dataset:
         wanted = list(dataset)
-    faulty = start_faulty(num_workers=2, ttl="5 s")
+    faulty = start_faulty(num_workers=2, ttl="12 s")
     with ParquetDataset(wide_data, client=faulty.address, **options) as dataset:
         faulty.arm(signal.SIGSTOP, when_whole=True)
         # The scheduler has the task run again, which finds nothing to do.
@@ -106,7 +106,7 @@ def test_a_worker_that_stays_stopped_holds_up_nothing_but_its_own_window(
     options = {"batch_size": 500, "shuffle_window": 1000, "memory_limit": "64 MiB"}
     with ParquetDataset(wide_data, client="threads", **options) as dataset:
         wanted = list(dataset)
-    faulty = start_faulty(num_workers=2, ttl="5 s")
+    faulty = start_faulty(num_workers=2, ttl="12 s")
     with ParquetDataset(wide_data, client=faulty.address, **options) as dataset:
         faulty.arm(signal.SIGSTOP)
         got = list(dataset)
