@@ -172,6 +172,8 @@ def _serve(
     from cluster.kinds import launch
 
     between = _limits(limits)
+    # In a torchrun job every rank runs this command, and one speaks for all.
+    speaks = kind != "torchrun" or os.environ.get("RANK") == "0"
     secured = options.get("insecure") is False or "insecure" not in options
     # On one machine the wire is plain; a torchrun job has its certificates in any case.
     makes_its_own = kind not in ("local", "torchrun")
@@ -196,10 +198,11 @@ def _serve(
             "address": launched.address,
             "dashboard_link": launched.dashboard_link,
         }
-        if scheduler_file is not None:
+        if scheduler_file is not None and speaks:
             _write(scheduler_file, {"type": "Scheduler", **about})
             stack.callback(scheduler_file.unlink, missing_ok=True)
-        click.echo(json.dumps(about) if as_json else launched.address)
+        if speaks:
+            click.echo(json.dumps(about) if as_json else launched.address)
         threading.Event().wait()
 
 

@@ -1,9 +1,15 @@
 """A cluster inside a torchrun job: it comes up with the job and ends with it.
 
 Every rank calls launch("torchrun"). Rank 0 starts the scheduler, local rank 0 of each
-node its workers, and the address travels through torch's own store. The keys there
-carry the restart count: a job that was started again does not see the old address. Each
-process ends when the rank that started it does, also by SIGKILL.
+node its workers, and the address travels through torch's own store, in which a job that
+was started again must not see the old address. The store of a process group is made
+anew with the group. That of torchrun itself stays: the keys there carry the restart
+count, as torch's own do; but each node counts for itself, and one that joins again
+because another failed does not count that. Hence restarts on several nodes need the
+first kind of store.
+
+Each process ends when the rank that started it does, also by SIGKILL; one that ends
+before is started again by that rank, the scheduler at its address.
 
 The store has no login, so no key of TLS goes through it: on several nodes each reads
 the certificates from a folder. What is in the store is the address only; who changes
@@ -17,7 +23,6 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,17 +34,16 @@ from pathlib import Path
 from typing import Any
 
 import dask
-import psutil  # type: ignore[import-untyped]
+from distributed.comm.addressing import get_address_host_port
 from distributed.security import Security
 
 from cluster.errors import InsecureWarning, NotOwnedError, SpecError, StartError
-from cluster.nanny import kill_tree
+from cluster.programs import Programs
 from cluster.security import Certificates, read_certificates
 from cluster.spec import ClusterSpec
 from cluster.worker import environment
 
 _POLL_S = 0.05
-_CLOSE_S = 5.0
 _LOOPBACK = "127.0.0.1"
 _NEEDED = (
     "RANK",
@@ -100,7 +104,7 @@ class TorchrunLauncher:
     """Starts this rank's share of the cluster, and ends it."""
 
     kind = "torchrun"
-    revives_scheduler = False
+    revives_scheduler = True
 
     def __init__(self, spec: TorchrunSpec) -> None:
         """Remember what to start, and read the certificates.
@@ -133,7 +137,7 @@ class TorchrunLauncher:
             self._certificates = read_certificates(spec.certificates)
         self._address = ""
         self._folder: Path | None = None
-        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._programs: Programs | None = None
 
     @property
     def address(self) -> str:
@@ -153,9 +157,8 @@ class TorchrunLauncher:
 
     @property
     def troubles(self) -> tuple[str, ...]:
-        """Processes of this rank's that have ended."""
-        ended = ((n, p.poll()) for n, p in self._processes.items())
-        return tuple(f"{n} ended with exit code {c}" for n, c in ended if c is not None)
+        """Processes of this rank's that have ended, and whether they start again."""
+        return () if self._programs is None else self._programs.troubles
 
     def start(self, *, timeout_s: float) -> None:
         """Start this rank's share, and learn the address.
@@ -164,13 +167,25 @@ class TorchrunLauncher:
             StartError: The scheduler did not come up in time.
         """
         deadline = time.monotonic() + timeout_s
-        store, prefix = self._store(timeout_s)
         rank = self._env["RANK"]
-        # The first call in each rank belongs together, and so does the second.
-        call = store.add(f"{prefix}/calls/{rank}", 1)
+        try:
+            store, prefix = self._store(timeout_s)
+            # The first call in each rank belongs together, and so does the second.
+            call = store.add(f"{prefix}/calls/{rank}", 1)
+        except RuntimeError as error:  # torch's DistError is one
+            where = f"{self._env['MASTER_ADDR']}:{self._env['MASTER_PORT']}"
+            raise StartError(
+                f"rank {rank} cannot reach torchrun's store at {where} ({error}); see "
+                "whether rank 0's node and its torchrun still run",
+                kind=self.kind,
+                waited_s=timeout_s,
+            ) from error
         key = f"{prefix}/address/{call}"
         if self._is_local_first:
             self._folder = Path(tempfile.mkdtemp(prefix="dask-cluster-"))
+            self._programs = Programs(
+                self._folder, _program_environment(self._env, str(self._folder))
+            )
         if self._is_first:
             try:
                 self._address = self._start_scheduler(deadline)
@@ -182,10 +197,10 @@ class TorchrunLauncher:
             left_s = max(deadline - time.monotonic(), 0.1)
             store.wait([key], timedelta(seconds=left_s))
             self._address = store.get(key).decode()
-        except (RuntimeError, ValueError) as error:  # torch's DistError is the first
+        except (RuntimeError, ValueError) as error:
             raise StartError(
                 f"rank {rank} had no address from rank 0 after {timeout_s:g} s; every "
-                "rank must call launch('torchrun'), in the same order",
+                f"rank must call launch('torchrun'), in the same order{self._restart()}",
                 kind=self.kind,
                 waited_s=timeout_s,
             ) from error
@@ -220,19 +235,12 @@ class TorchrunLauncher:
 
     def logs(self, *, num_lines: int, timeout_s: float) -> dict[str, str]:  # noqa: ARG002
         """Return the last lines of this rank's own processes."""
-        return {name: self._tail(name, num_lines) for name in self._processes}
+        return {} if self._programs is None else self._programs.logs(num_lines)
 
     def close(self) -> None:
         """End this rank's processes, workers first; safe twice."""
-        for name in reversed(list(self._processes)):
-            process = self._processes.pop(name)
-            process.terminate()
-            try:
-                process.wait(_CLOSE_S)
-            except subprocess.TimeoutExpired:
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    kill_tree(psutil.Process(process.pid))
-                process.wait(_CLOSE_S)
+        if self._programs is not None:
+            self._programs.close(last="scheduler")  # workers take leave of it
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -241,8 +249,7 @@ class TorchrunLauncher:
         import torch.distributed as dist
 
         env = self._env
-        run = f"{env['TORCHELASTIC_RUN_ID']}/{env['TORCHELASTIC_RESTART_COUNT']}"
-        prefix = f"dask-cluster/{run}"
+        prefix = f"dask-cluster/{env['TORCHELASTIC_RUN_ID']}"
         # By the environment, which all ranks share: some may not be initialised yet.
         if env.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             store = dist.TCPStore(  # type: ignore[attr-defined]
@@ -251,7 +258,7 @@ class TorchrunLauncher:
                 is_master=False,
                 timeout=timedelta(seconds=timeout_s),
             )
-            return store, prefix
+            return store, f"{prefix}/{env['TORCHELASTIC_RESTART_COUNT']}"
         if not dist.is_initialized():
             raise SpecError(
                 "torchrun runs no store of its own here (TORCHELASTIC_USE_AGENT_STORE "
@@ -260,25 +267,44 @@ class TorchrunLauncher:
             )
         return dist.distributed_c10d._get_default_store(), prefix
 
+    def _restart(self) -> str:
+        """Say what keeps a job of several nodes from being started again."""
+        if self._is_one_node or self._env.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return ""
+        return (
+            "; a job of several nodes that torchrun has started again also needs "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 in its environment"
+        )
+
     def _start_scheduler(self, deadline: float) -> str:
         assert self._folder is not None
+        assert self._programs is not None
         file = self._folder / "scheduler.json"
-        arguments = ["--host", self._host(), "--port", "0", "--no-dashboard"]
-        arguments += ["--dashboard-address", f"{_LOOPBACK}:0", "--no-show"]
-        arguments += ["--scheduler-file", str(file), *self._tls("scheduler")]
-        self._run("scheduler", "--scheduler", *arguments)
+
+        def arguments(port: int | None) -> list[str]:
+            written = ["--scheduler", "--host", self._host(), "--port", str(port or 0)]
+            written += ["--dashboard-address", f"{_LOOPBACK}:0", "--no-dashboard"]
+            written += ["--scheduler-file", str(file)]
+            return [*written, *self._tls("scheduler")]
+
+        self._programs.start("scheduler", arguments(None))
         while time.monotonic() < deadline:
             with contextlib.suppress(OSError, ValueError):
-                return str(json.loads(file.read_text())["address"])
-            if self._processes["scheduler"].poll() is not None:
+                address = str(json.loads(file.read_text())["address"])
+                _, port = get_address_host_port(address)
+                self._programs.start_again_with("scheduler", arguments(port))
+                return address
+            if not self._programs.is_up("scheduler"):
                 break
             time.sleep(_POLL_S)  # polling a file that another process writes
+        # Dask's last line says that it failed; the cause is some 30 lines above.
+        log = self._programs.tail("scheduler", 60)
         raise StartError(
-            f"the scheduler did not come up; it wrote:\n{self._tail('scheduler', 15)}",
-            kind=self.kind,
+            f"the scheduler did not come up; it wrote:\n{log}", kind=self.kind
         )
 
     def _start_worker(self, name: str) -> None:
+        assert self._programs is not None
         spec = self._spec
         limit = 0 if spec.memory_limit is None else spec.memory_limit
         arguments = [self._address, "--host", self._host(), "--name", name]
@@ -288,22 +314,7 @@ class TorchrunLauncher:
         arguments += ["--death-timeout", f"{spec.start_timeout_s:g}"]
         if spec.local_directory is not None:
             arguments += ["--local-directory", os.path.abspath(spec.local_directory)]
-        self._run(name, *arguments, *self._tls("worker"))
-
-    def _run(self, name: str, *arguments: str) -> None:
-        assert self._folder is not None
-        with (self._folder / f"{name}.log").open("wb") as log:
-            self._processes[name] = subprocess.Popen(
-                [
-                    *(sys.executable, "-P", "-W", "ignore:resource_:UserWarning"),
-                    *("-m", "cluster.nanny", str(os.getpid()), *arguments),
-                ],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                env=_worker_environment(self._env),
-                start_new_session=True,
-            )
+        self._programs.start(name, [*arguments, *self._tls("worker")])
 
     def _tls(self, role: str) -> list[str]:
         if self._spec.certificates is None:
@@ -327,17 +338,19 @@ class TorchrunLauncher:
             probe.connect(address)
             return str(probe.getsockname()[0])
 
-    def _tail(self, name: str, num_lines: int) -> str:
-        assert self._folder is not None
-        text = (self._folder / f"{name}.log").read_text(errors="replace")
-        return "\n".join(text.splitlines()[-num_lines:])
 
+def _program_environment(env: Mapping[str, str], folder: str) -> dict[str, str]:
+    """Write that of a scheduler or a worker, which must not take itself for a rank.
 
-def _worker_environment(env: Mapping[str, str]) -> dict[str, str]:
-    """Write the environment of a worker, which must not take itself for a rank."""
+    A rank that is killed leaves the folder to them; spilled data are there too, unless
+    Dask's configuration or local_directory= names another.
+    """
     kept = {
         name: value
         for name, value in env.items()
         if name not in _NEEDED and not name.startswith("TORCHELASTIC_")
     }
-    return environment(kept, sys.path, dask.config.global_config)
+    config = dask.config.global_config
+    if config.get("temporary-directory") is None:
+        config = config | {"temporary-directory": folder}
+    return environment(kept, sys.path, config) | {"CLUSTER_PRIVATE_FOLDER": folder}

@@ -4,9 +4,10 @@
     torchrun --nproc-per-node 2 examples/train_torchrun.py demo-data/flights --label late
 
 Rank 0 launches a Dask cluster on this machine, unless --scheduler names one that runs
-elsewhere. Every rank reads its own share of each epoch; all have the same number of
-batches, so DistributedDataParallel never waits for a rank that has no data left. Gloo on
-the CPU, NCCL where there are GPUs.
+elsewhere (started by `python -m cluster ssh ...` or `slurm ...`), or --launch torchrun
+asks for workers on each node of the job. Every rank reads its own share of each epoch;
+all have the same number of batches, so DistributedDataParallel never waits for a rank
+that has no data left. Gloo on the CPU, NCCL where there are GPUs.
 
 The target is (label > threshold). Loss and accuracy are those of each batch before the
 model has learned from it.
@@ -19,6 +20,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -38,14 +40,35 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=1024, help="rows per rank")
     parser.add_argument("--scheduler", help="address of a running Dask scheduler")
+    parser.add_argument(
+        "--certificates", metavar="FOLDER", help="of that scheduler, or for --launch"
+    )
+    parser.add_argument(
+        "--launch",
+        choices=("local", "torchrun"),
+        default="local",
+        help="where --dask-workers run: beside rank 0, or so many on each node",
+    )
     parser.add_argument("--dask-workers", type=int, default=2)
+    parser.add_argument(
+        "--ids", metavar="FOLDER", help="note there the column id as each rank sees it"
+    )
     return parser.parse_args(argv)
 
 
-def find_scheduler(args: argparse.Namespace, stack: ExitStack) -> str:
-    """Return the scheduler's address; rank 0 launches one if none was named."""
+def find_cluster(args: argparse.Namespace, stack: ExitStack) -> str | cluster.Cluster:
+    """Return who reads for this rank: the cluster that was named, or one of the job's."""
+    if args.scheduler and args.certificates:
+        # Each rank reads the keys from the folder: they travel nowhere.
+        security = cluster.load_certificates(args.certificates)
+        return stack.enter_context(cluster.connect(args.scheduler, security))
     if args.scheduler:
         return str(args.scheduler)
+    if args.launch == "torchrun":
+        launched = cluster.launch(
+            "torchrun", workers=args.dask_workers, certificates=args.certificates
+        )
+        return stack.enter_context(launched)
     found = [""]
     if dist.get_rank() == 0:
         launched = cluster.launch("local", workers=args.dask_workers)
@@ -61,14 +84,16 @@ def train_epoch(
     optimizer: torch.optim.Optimizer,
     args: argparse.Namespace,
     device: torch.device,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Train once over the data.
 
     Returns:
         Sums over all ranks, float64, shape (4,): rows, loss, correct answers, positives.
+        With --ids, those of this rank's rows, in order; else none.
     """
     sums = torch.zeros(4, dtype=torch.float64, device=device)
     left_out = {args.label, *args.leave_out}
+    ids = [torch.empty(0, dtype=torch.int64)]
     for batch in loader:
         y = (batch[args.label].to(device) > args.threshold).float()
         columns = [v.to(device) for k, v in batch.items() if k not in left_out]
@@ -81,8 +106,10 @@ def train_epoch(
         right = ((logits > 0) == (y > 0)).sum()
         rows = torch.tensor(len(y), device=device)
         sums += torch.stack([rows, loss.detach() * rows, right, y.sum()])
+        if args.ids:
+            ids.append(batch["id"])
     dist.all_reduce(sums)
-    return sums
+    return sums, torch.cat(ids)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,9 +122,9 @@ def main(argv: list[str] | None = None) -> int:
     device = torch.device("cuda", local_rank) if has_gpu else torch.device("cpu")
     with ExitStack() as stack:
         stack.callback(dist.destroy_process_group)
-        address = find_scheduler(args, stack)
+        reader = find_cluster(args, stack)
         dataset = ParquetDataset(
-            args.data, batch_size=args.batch_size, shuffle=True, client=address
+            args.data, batch_size=args.batch_size, shuffle=True, client=reader
         )
         stack.enter_context(dataset)
         if dist.get_rank() == 0:
@@ -117,9 +144,14 @@ def main(argv: list[str] | None = None) -> int:
         for epoch in range(args.epochs):
             dataset.set_epoch(epoch)
             began, waited = time.perf_counter(), dataset.stats()["wait_s"]
-            sums = train_epoch(loader, model, optimizer, args, device)
+            sums, ids = train_epoch(loader, model, optimizer, args, device)
             seconds = time.perf_counter() - began
             waited = dataset.stats()["wait_s"] - waited
+            if args.ids:
+                os.makedirs(args.ids, exist_ok=True)
+                name = f"epoch-{epoch}-rank-{dist.get_rank()}.txt"
+                text = "".join(f"{number}\n" for number in ids.tolist())
+                (Path(args.ids) / name).write_text(text)
             rows, loss, right, positive = sums.tolist()
             common = max(positive, rows - positive) / rows
             if dist.get_rank() == 0:

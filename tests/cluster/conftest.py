@@ -19,6 +19,7 @@ import psutil
 import pytest
 from distributed import Security
 
+from tests.cluster.slurm import serve_slurm
 from tests.cluster.sshd import Sshd, serve
 
 _DEADLINE_S = 60.0
@@ -122,6 +123,13 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
     """A host to log in to: this one."""
     with serve(tmp_path_factory.mktemp("sshd")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[None]:
+    """A queue, which the programs of this process find."""
+    with serve_slurm():
+        yield
 
 
 @pytest.fixture

@@ -16,9 +16,18 @@ from typing import Any
 
 import distributed
 import pytest
+from torch.distributed import TCPStore
 
 import cluster
-from cluster import ClosedError, Cluster, SpecError, WorkersMissingError
+from cluster import (
+    ClosedError,
+    Cluster,
+    NotOwnedError,
+    SpecError,
+    WorkersMissingError,
+)
+from cluster.hunger import TOPIC
+from tests.cluster.slurm import options_for
 
 pytestmark = pytest.mark.cluster
 
@@ -28,14 +37,34 @@ Use = Callable[[], AbstractContextManager[Cluster]]
 _WORKERS = 2
 
 
+# Sizes of these are none of ours.
+_FIXED = ("remote", "torchrun")
+
+
 @pytest.fixture(
-    scope="session",
-    params=["local", "remote", pytest.param("ssh", marks=pytest.mark.slow)],
+    scope="module",
+    params=[
+        "local",
+        "remote",
+        *(
+            pytest.param(k, marks=pytest.mark.slow)
+            for k in ("ssh", "slurm", "torchrun")
+        ),
+    ],
 )
-def served(request: pytest.FixtureRequest) -> tuple[str, Any]:
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Any]:
     """A kind, and what has to run for it; begun before each test looks for leaks."""
-    needed = {"remote": "foreign", "ssh": "sshd"}.get(request.param)
-    return request.param, needed and request.getfixturevalue(needed)
+    kind = request.param
+    if kind == "slurm":
+        request.getfixturevalue("slurm")
+        return kind, tmp_path_factory.mktemp("slurm")
+    if kind == "torchrun":
+        # What a job's agent would run; the rank is this process.
+        return kind, TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    needed = {"remote": "foreign", "ssh": "sshd"}.get(kind)
+    return kind, needed and request.getfixturevalue(needed)
 
 
 def _open(kind: str, running: Any) -> Cluster:
@@ -43,9 +72,31 @@ def _open(kind: str, running: Any) -> Cluster:
         return cluster.launch("local", workers=_WORKERS)
     if kind == "ssh":
         return cluster.launch("ssh", workers=_WORKERS, **running.options)
+    if kind == "slurm":
+        return cluster.launch("slurm", **options_for(running))
+    if kind == "torchrun":
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in _rank_of_a_job(running.port).items():
+                patch.setenv(name, value)
+            return cluster.launch("torchrun", workers=_WORKERS)
     reached = cluster.connect(running.address)
     reached.wait_for_workers(_WORKERS)
     return reached
+
+
+def _rank_of_a_job(port: int) -> dict[str, str]:
+    """The environment of rank 0 of 1."""
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "GROUP_RANK"), "0")
+    worlds = ("WORLD_SIZE", "LOCAL_WORLD_SIZE", "GROUP_WORLD_SIZE")
+    return {
+        **ranks,
+        **dict.fromkeys(worlds, "1"),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RESTART_COUNT": "0",
+        "TORCHELASTIC_RUN_ID": "none",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
 
 
 @pytest.fixture
@@ -76,8 +127,8 @@ def used(shared: Cluster) -> Use:
 
 def test_it_says_who_and_where_it_is(used: Use) -> None:
     with used() as c:
-        assert c.kind in ("local", "remote", "ssh")
-        scheme = "tls" if c.kind == "ssh" else "tcp"
+        assert c.kind in ("local", "remote", "ssh", "slurm", "torchrun")
+        scheme = "tls" if c.kind in ("ssh", "slurm") else "tcp"
         assert c.address.startswith(f"{scheme}://127.0.0.1:")
         assert c.scheduler_address == c.address
         assert (c.security is None) == (scheme == "tcp")
@@ -152,7 +203,9 @@ def test_logs_are_told_by_name(used: Use) -> None:
         }
         c.client().run(say)
         logs = c.logs(num_lines=1)
-        assert set(logs) == {"scheduler", *names}
+        # A queue's jobs have files besides.
+        assert set(logs) >= {"scheduler", *names}
+        assert c.kind == "slurm" or set(logs) == {"scheduler", *names}
         for name in names:
             assert "the task's own words" in logs[name]
             assert "first" not in logs[name]
@@ -204,6 +257,30 @@ def test_a_wait_needs_a_deadline(used: Use) -> None:
             c.scale(1, timeout_s=0)
 
 
+def test_the_size_follows_the_hungry_or_is_refused(opened: Open, wait_until) -> None:
+    with opened() as c:  # not the shared one, as workers come that were not there
+        if c.kind in _FIXED:
+            for change in (partial(c.scale, 1), partial(c.adapt, maximum=2)):
+                with pytest.raises(
+                    NotOwnedError, match="cannot be scaled to"
+                ) as caught:
+                    change()
+                assert (caught.value.kind, caught.value.address) == (c.kind, c.address)
+            c.wait_for_workers(_WORKERS)
+            return
+        c.scale(1)
+        assert " workers=1" in repr(c)
+        client = c.client()
+        c.adapt(minimum=1, maximum=_WORKERS, interval_s=0.5)
+        hungry = {"consumer": "the test", "waited_s": 60, "windows": 1}
+
+        def has_grown() -> bool:
+            client.log_event(TOPIC, hungry)
+            return f" workers={_WORKERS}" in repr(c)
+
+        wait_until(has_grown, "another worker for the hungry consumer")
+
+
 def test_closing_ends_clients_threads_and_own_processes(
     opened: Open, children: Callable[[], set[int]], wait_until
 ) -> None:
@@ -222,8 +299,8 @@ def test_closing_ends_clients_threads_and_own_processes(
     assert repr(c) == f"<Cluster {c.kind}, closed>"
 
 
-def test_leaving_the_block_by_an_error_closes_and_keeps_the_error(
-    opened: Open,
+def test_leaving_the_block_by_an_error_closes_and_all_but_close_is_refused(
+    opened: Open, capfd: pytest.CaptureFixture[str]
 ) -> None:
     c = opened()
     client = c.client()
@@ -231,12 +308,7 @@ def test_leaving_the_block_by_an_error_closes_and_keeps_the_error(
         _ = 1 // 0
     assert client.status == "closed"
     c.close()
-
-
-def test_after_close_everything_but_close_is_refused(opened: Open) -> None:
-    c = opened()
-    client = c.client()
-    c.close()
+    assert capfd.readouterr() == ("", "")
     text = f"this {c.kind} cluster is closed; launch or connect another"
     for use in (
         c.client,

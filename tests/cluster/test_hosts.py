@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,63 +12,39 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.network import NET, Network, network_of
 from tests.cluster.sshd import serve
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.faults]
 
 _ROOT = Path(__file__).parents[2]
-_NET = "10.214.77"
 
 
 @dataclass(frozen=True)
-class Network:
-    """A switch and the hosts a, b (with sshd) and d (the driver's)."""
+class Place:
+    """The hosts a, b (with sshd) and d (the driver's), and the keys to them."""
 
-    prefix: str
+    network: Network
     folder: Path
-
-    def inside(self, host: str, *command: str) -> list[str]:
-        return ["ip", "netns", "exec", self.prefix + host, *command]
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, timeout=30)
 
 
 @pytest.fixture(scope="module")
-def network(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Network]:
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        pytest.skip("network namespaces need root and ip (iproute2)")
-    made = Network(f"dct{os.getpid()}", tmp_path_factory.mktemp("hosts"))
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+    folder = tmp_path_factory.mktemp("hosts")
     with ExitStack() as stack:
-        for host in ("s", "a", "b", "d"):
-            try:
-                _ip("netns", "add", made.prefix + host)
-            except subprocess.CalledProcessError as error:
-                pytest.skip(f"network namespaces cannot be made here: {error.stderr!r}")
-            stack.callback(_ip, "netns", "del", made.prefix + host)
-        switch = made.prefix + "s"
-        _ip("-n", switch, "link", "add", "br0", "type", "bridge")
-        _ip("-n", switch, "link", "set", "br0", "up")
-        for number, host in enumerate(("a", "b", "d"), 10):
-            ns = made.prefix + host
-            peer = ("type", "veth", "peer", "name", f"p{host}", "netns", switch)
-            _ip("link", "add", "eth0", "netns", ns, *peer)
-            _ip("-n", switch, "link", "set", f"p{host}", "master", "br0", "up")
-            _ip("-n", ns, "addr", "add", f"{_NET}.{number}/24", "dev", "eth0")
-            _ip("-n", ns, "link", "set", "eth0", "up")
-            _ip("-n", ns, "link", "set", "lo", "up")
+        network = stack.enter_context(network_of("abd", prefix="dct"))
         known = []
-        for number, host in enumerate(("a", "b"), 10):
-            folder = made.folder / host
-            folder.mkdir()
-            place = {"address": f"{_NET}.{number}", "inside": made.inside(host)}
-            stack.enter_context(serve(folder, **place))
-            known.append((folder / "known_hosts").read_text())
-        (made.folder / "known_hosts").write_text("".join(known))
-        keys = (made.folder / host / "id.pub" for host in ("a", "b"))
-        (made.folder / "b" / "id.pub").write_text("".join(k.read_text() for k in keys))
-        yield made
+        for host in "ab":
+            own = folder / host
+            own.mkdir()
+            stack.enter_context(
+                serve(own, address=network.address(host), inside=network.inside(host))
+            )
+            known.append((own / "known_hosts").read_text())
+        (folder / "known_hosts").write_text("".join(known))
+        keys = (folder / host / "id.pub" for host in "ab")
+        (folder / "b" / "id.pub").write_text("".join(k.read_text() for k in keys))
+        yield Place(network, folder)
 
 
 _DRIVER = f"""
@@ -95,14 +70,14 @@ def until(condition, what):
         time.sleep(0.05)
 
 with cluster.launch(
-    "ssh", hosts=["{_NET}.10", "{_NET}.11"], workers=2, lease_s=5, username="root",
+    "ssh", hosts=["{NET}.10", "{NET}.11"], workers=2, lease_s=5, username="root",
     known_hosts=folder + "/known_hosts", key_file=folder + "/a/id",
     ssh_port=2222, start_timeout_s=120,
 ) as c:
     client = c.client()
-    assert c.address.startswith("tls://{_NET}.10:"), c.address
+    assert c.address.startswith("tls://{NET}.10:"), c.address
     pids = {{a.split("//")[1].split(":")[0]: p for a, p in client.run(os.getpid).items()}}
-    lost = psutil.Process(pids["{_NET}.11"])
+    lost = psutil.Process(pids["{NET}.11"])
     link("down")
     # The host ends what runs there; the scheduler is told and goes on with the other.
     until(lambda: has_ended(lost), "the end of the cut worker")
@@ -118,13 +93,13 @@ print("done")
 
 
 def test_a_host_that_was_cut_off_is_ended_missed_and_taken_back(
-    network: Network, tmp_path: Path
+    place: Place, tmp_path: Path
 ) -> None:
     script = tmp_path / "driver.py"
     script.write_text(_DRIVER)
-    command = [sys.executable, str(script), network.prefix, str(network.folder)]
+    command = [sys.executable, str(script), place.network.prefix, str(place.folder)]
     ran = subprocess.run(
-        network.inside("d", *command),
+        place.network.inside("d", *command),
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(_ROOT)},

@@ -24,7 +24,9 @@ import cluster
 from cluster import HostKeyError, InsecureWarning, SpecError, StartError
 from cluster.restarts import RestartPolicy
 from cluster.security import make_certificates
+from tests.cluster.serving import serve
 from tests.cluster.sshd import Sshd
+from tests.examples.training import check_ids, make_data, train
 
 pytestmark = pytest.mark.cluster
 fleet = pytest.importorskip("cluster.fleet")  # asyncssh is optional
@@ -353,3 +355,36 @@ def test_a_driver_that_is_gone_or_silent_leaves_nothing(
         wait_until(lambda: not private.exists(), "the end of the certificates")
         driver.kill()
     wait_until(lambda: not _below(sshd), "the end of the logins")
+
+
+@pytest.mark.slow
+@pytest.mark.torchrun
+def test_the_example_trains_on_the_hosts_that_a_command_serves(
+    sshd: Sshd, tmp_path: Path, wait_until
+) -> None:
+    certificates = cluster.create_certificates(tmp_path / "certs")
+    data, file = make_data(tmp_path / "data"), tmp_path / "scheduler.json"
+    flags = (
+        *("--hosts", "127.0.0.1", "--ssh-port", str(sshd.port), "--workers", "2"),
+        *("--key-file", str(sshd.folder / "id"), "--certificates", str(certificates)),
+        *("--known-hosts", str(sshd.folder / "known_hosts")),
+        *("--json", "--scheduler-file", str(file)),
+    )
+    with serve("cluster", "ssh", *flags) as served:
+        about = json.loads(served.line)
+        assert about == {
+            "kind": "ssh",
+            "address": json.loads(file.read_text())["address"],
+            "dashboard_link": None,
+        }
+        ids = tmp_path / "ids"
+        printed = train(
+            data,
+            *("--scheduler", about["address"], "--certificates", str(certificates)),
+            *("--epochs", "2", "--ids", str(ids)),
+        )
+        assert f"read by: Dask cluster at {about['address']}" in printed
+        check_ids(ids, data, num_ranks=2, num_epochs=2)
+        served.ends_by(signal.SIGTERM, code=0)
+    assert not file.exists()
+    wait_until(lambda: not _below(sshd), "the end of all logins")

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
 from pathlib import Path
 
 import psutil
 import pytest
+from distributed import Client
+from torch.distributed import TCPStore
 
 import cluster
-from cluster import SpecError
+from cluster import SpecError, StartError
+from cluster.programs import Programs
+from cluster.restarts import RestartPolicy
+from tests.cluster.serving import serve
+
+_ROOT = Path(__file__).parents[2]
 
 _SCRIPT = """
-import os, signal, sys
+import os
 import torch.distributed as dist
 import cluster
 
@@ -26,8 +36,6 @@ with open(f"rank-{{rank}}", "w") as file:
 if not {before}:
     dist.init_process_group("gloo")
 dist.barrier()
-if {kill}:
-    os.kill(os.getpid(), signal.SIGKILL)
 client.close()
 dist.barrier()
 c.close()
@@ -47,17 +55,60 @@ def _left_of(address: str) -> list[int]:
 @pytest.mark.cluster
 @pytest.mark.torchrun
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("before", "kill"), [(False, False), (True, False), (False, True)]
-)
+@pytest.mark.parametrize("before", [False, True])
 def test_all_ranks_share_one_cluster_that_ends_with_the_job(
-    run_script, wait_until, tmp_path: Path, *, before: bool, kill: bool
+    run_script, wait_until, tmp_path: Path, *, before: bool
 ) -> None:
-    ran = run_script(_SCRIPT.format(before=before, kill=kill), *_TORCHRUN)
-    assert (ran.code == 0) is not kill, ran.err
+    ran = run_script(_SCRIPT.format(before=before), *_TORCHRUN)
+    assert ran.code == 0, ran.err
     address = (tmp_path / "rank-0").read_text()
     assert (tmp_path / "rank-1").read_text() == address
     wait_until(lambda: not _left_of(address), "the workers' end")
+
+
+@pytest.mark.cluster
+@pytest.mark.torchrun
+@pytest.mark.slow
+def test_a_command_serves_a_job_until_the_job_is_ended(
+    wait_until, tmp_path: Path
+) -> None:
+    file = tmp_path / "scheduler.json"
+    command = ("-m", "cluster", "torchrun", "--workers", "1", "--json")
+    with serve(*_TORCHRUN[1:], *command, "--scheduler-file", str(file)) as served:
+        address = json.loads(served.line)["address"]
+        with Client(scheduler_file=str(file), set_as_default=False) as client:
+            assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+            assert len(client.nthreads()) == 1
+        ranks = psutil.Process(served.process.pid).children()
+        assert len(ranks) == 2
+        served.process.send_signal(signal.SIGTERM)
+        out, _ = served.process.communicate(timeout=60)
+        assert out == ""  # one line, for both ranks
+    wait_until(lambda: not _left_of(address), "the workers' end")
+    assert not file.exists()
+
+
+@pytest.mark.cluster
+@pytest.mark.torchrun
+@pytest.mark.slow
+def test_what_cannot_be_started_again_is_given_up_and_told(
+    tmp_path: Path, wait_until
+) -> None:
+    policy = RestartPolicy(first_s=0.01, max_in_a_row=2)
+    programs = Programs(tmp_path, os.environ | {"PYTHONPATH": str(_ROOT)}, policy)
+    try:
+        programs.start("x", ["--scheduler", "--no-such-option"])
+        wait_until(
+            lambda: any(
+                "x was given up after 3 starts" in t for t in programs.troubles
+            ),
+            "giving up",
+        )
+        assert programs.logs(50)["x"].count("No such option") == 3
+        assert not programs.is_up("x")
+    finally:
+        programs.close()
+        programs.close()
 
 
 def test_outside_a_job_it_says_how_to_start_one(monkeypatch) -> None:
@@ -92,6 +143,78 @@ def test_without_a_store_of_the_agent_the_group_comes_first(monkeypatch) -> None
     _in_a_job(monkeypatch, num_nodes=1)
     with pytest.raises(SpecError, match=r"call torch\.distributed\.init_process_group"):
         cluster.launch("torchrun")
+
+
+@pytest.mark.parametrize(
+    ("said", "text"),
+    [
+        (
+            None,
+            r"rank 1 had no address from rank 0 after 0\.5 s; every rank must call "
+            r"launch\('torchrun'\), in the same order; a job of several nodes .* needs "
+            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1",
+        ),
+        ("failed: there is no room", "rank 0: there is no room"),
+    ],
+)
+def test_a_rank_without_an_address_says_why(
+    monkeypatch: pytest.MonkeyPatch, said: str | None, text: str
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _in_a_job(monkeypatch, num_nodes=2)
+    for name, value in {
+        "RANK": "1",
+        "LOCAL_RANK": "1",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    # What an attempt before this one has left there is not taken.
+    store.set("dask-cluster/none/7/address/1", "tcp://127.0.0.1:1")
+    if said is not None:
+        store.set("dask-cluster/none/0/address/1", said)
+    with pytest.raises(StartError, match=text) as caught:
+        cluster.launch("torchrun", insecure=True, start_timeout_s=0.5)
+    assert caught.value.waited_s == (0.5 if said is None else None)
+
+
+@pytest.mark.parametrize(
+    ("environment", "code", "text"),
+    [
+        ({}, 2, "works inside a torchrun job, and RANK is not set here"),
+        (
+            {"TORCHELASTIC_USE_AGENT_STORE": "True"},
+            3,
+            "Error: rank 0 cannot reach torchrun's store at 127.0.0.1:1 (",
+        ),
+    ],
+)
+def test_a_command_that_fails_says_so_with_its_code(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], code: int, text: str
+) -> None:
+    if environment:
+        _in_a_job(monkeypatch, num_nodes=1)
+    else:
+        monkeypatch.delenv("RANK", raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with serve("cluster", "torchrun", "--start-timeout-s", "1") as served:
+        said = served.ended(code)
+    assert text in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.cluster
+def test_a_scheduler_that_does_not_come_up_is_told_with_its_words(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    _in_a_job(monkeypatch, num_nodes=1)
+    monkeypatch.setenv("MASTER_PORT", str(store.port))
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    with pytest.raises(StartError, match=r"(?s)did not come up; it wrote:\n.*assign"):
+        cluster.launch("torchrun", host="192.0.2.1")  # an address of nobody's
+    assert store.get("dask-cluster/none/0/address/1").startswith(b"failed: the sched")
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.examples.training import EXAMPLES, NUM_ROWS, make_data
+
 pytestmark = [pytest.mark.slow, pytest.mark.torchrun, pytest.mark.cluster]
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
-NUM_ROWS = 20_000
 EPOCH = re.compile(
     r"epoch (\d+): (\d+) steps on each of (\d+) ranks, loss ([\d.]+), accuracy ([\d.]+) "
     r"\(always the commoner answer: ([\d.]+)\), ([\d,]+) rows/s, waited (\d+)% of"
@@ -24,11 +24,7 @@ EPOCH = re.compile(
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> Path:
     """A small set whose label depends on its features."""
-    folder = tmp_path_factory.mktemp("train") / "set"
-    command = [sys.executable, str(EXAMPLES / "make_dataset.py"), str(folder)]
-    command += ["--rows", str(NUM_ROWS), "--columns", "9", "--row-group-rows", "1500"]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return folder
+    return make_data(tmp_path_factory.mktemp("train") / "set")
 
 
 def train(data: Path, *arguments: str) -> tuple[str, list[tuple[str, ...]]]:
