@@ -151,7 +151,9 @@ def read_state(
             continue
         if name == "stamps" and state["place"] != facts.place:
             continue  # a copy elsewhere is the same data
-        values = "" if name in _HASHES else f" ({name} was {saved!r} and is {now!r})"
+        values = (
+            "" if name in _HASHES else f" ({name} was {_brief(saved)} and is {now!r})"
+        )
         spared = _is_harmless(name, facts)
         if strict or not spared:
             way_out = (
@@ -189,7 +191,7 @@ def read_skipped(state: Mapping[str, Any]) -> list[dict[str, Any]]:
                 break
         else:
             return [dict(each) for each in found]
-    raise ResumeError(f"the state has skipped={_short(found)}; it is damaged")
+    raise ResumeError(f"the state has skipped={_brief(found)}; it is damaged")
 
 
 def _check_version(version: Any) -> None:
@@ -197,11 +199,11 @@ def _check_version(version: Any) -> None:
         return
     if type(version) is int and version > VERSION:
         raise ResumeError(
-            f"the state has version {version!r}, newer than this dask_loader, which reads "
+            f"the state has version {_brief(version)}, newer than this dask_loader, which reads "
             f"version {VERSION}; update dask_loader"
         )
     raise ResumeError(
-        f"the state has version {version!r}, this dask_loader reads version {VERSION}; "
+        f"the state has version {_brief(version)}, this dask_loader reads version {VERSION}; "
         "load it with the release that wrote it"
     )
 
@@ -222,10 +224,12 @@ def _position(state: Mapping[str, Any], facts: OrderFacts) -> Position:
         value = state[name]
         most = facts.num_rows if name == "rows" else None
         if not _is_whole(value, least) or (most is not None and value > most):
-            raise ResumeError(f"the state has {name}={value!r}; it is damaged")
+            raise ResumeError(f"the state has {name}={_brief(value)}; it is damaged")
     stages = _stages(state["stages"], rows=state["rows"])
     if stages is None:
-        raise ResumeError(f"the state has stages={state['stages']!r}; it is damaged")
+        raise ResumeError(
+            f"the state has stages={_brief(state['stages'])}; it is damaged"
+        )
     return Position(
         epoch=state["epoch"],
         rows=state["rows"],
@@ -254,6 +258,11 @@ def _stages(value: Any, *, rows: int) -> tuple[Stage, ...] | None:
 
 def _is_whole(value: Any, least: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _brief(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def _short(state: Any) -> str:
