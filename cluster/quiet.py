@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 # Everything below is noise of starting, scaling and closing.
 LOG_LEVEL = logging.ERROR
+# Dask gives these the same handler.
+_DASKS = ("distributed", "bokeh", "tornado")
 
 
 @contextlib.contextmanager
@@ -15,11 +17,13 @@ def dask_quiet() -> Iterator[None]:
     """Keep Dask's own log handlers from writing what is no error.
 
     LocalCluster's silence_logs does this too, but ends with the first of two clusters,
-    and before the last lines of closing. Handlers of the program are left alone.
+    and before the last lines of closing. What else a program writes by these handlers
+    is left alone.
     """
 
     def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= LOG_LEVEL
+        of_dask = record.name.partition(".")[0] in _DASKS
+        return record.levelno >= LOG_LEVEL or not of_dask
 
     handlers = list(logging.getLogger("distributed").handlers)
     for handler in handlers:

@@ -9,6 +9,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import dask
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -226,7 +227,11 @@ def test_a_row_group_that_kills_each_worker_is_skipped_and_no_other(tmp_path):
     path = tmp_path / "poison.parquet"
     table = pa.table({"id": ids, "text": [f"row {i}" for i in ids]})
     pq.write_table(table, path, row_group_size=GROUP_ROWS)
-    with cluster.launch("local", workers=2) as launched:
+    # The scheduler lives in this process.
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 1}),
+        cluster.launch("local", workers=2) as launched,
+    ):
         with ParquetDataset(
             path, client=launched, transform=Poison(), on_error="skip-window", **OPTIONS
         ) as dataset:

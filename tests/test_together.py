@@ -470,7 +470,7 @@ def test_all_options_together_give_each_row_once_and_right(data: st.DataObject) 
 
 @pytest.mark.slow
 @settings(
-    max_examples=200,
+    max_examples=120,
     deadline=None,
     derandomize=True,
     suppress_health_check=list(HealthCheck),

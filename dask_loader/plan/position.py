@@ -199,12 +199,12 @@ def _check_version(version: Any) -> None:
         return
     if type(version) is int and version > VERSION:
         raise ResumeError(
-            f"the state has version {_brief(version)}, newer than this dask_loader, which reads "
-            f"version {VERSION}; update dask_loader"
+            f"the state has version {_brief(version)}, newer than this dask_loader, which "
+            f"reads version {VERSION}; update dask_loader"
         )
     raise ResumeError(
-        f"the state has version {_brief(version)}, this dask_loader reads version {VERSION}; "
-        "load it with the release that wrote it"
+        f"the state has version {_brief(version)}, this dask_loader reads version "
+        f"{VERSION}; load it with the release that wrote it"
     )
 
 

@@ -37,10 +37,10 @@ def test_plans_of_each_size_are_reported(tmp_path: Path) -> None:
 
 
 def test_a_scheduler_is_loaded_by_each_number_of_ranks(tmp_path: Path) -> None:
-    small = ["--ranks-at-once", "1", "3", "--windows", "30", "--workers", "1"]
+    small = ["--ranks-at-once", "1", "2", "--windows", "30", "--workers", "1"]
     found = run(tmp_path, "--part", "scheduler", *small)
     assert "plans" not in found
-    assert [(s["ranks"], s["tasks"]) for s in found["scheduler"]] == [(1, 30), (3, 30)]
+    assert [(s["ranks"], s["tasks"]) for s in found["scheduler"]] == [(1, 30), (2, 30)]
     for load in found["scheduler"]:
         assert load["ahead"] == 3
         assert load["tasks_s"] > 0
