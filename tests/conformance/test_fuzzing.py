@@ -75,8 +75,8 @@ def test_many_damaged_files_are_refused_or_keep_their_rows(
     ("kind", "last"),
     [
         ("zstd checked", 4),
-        pytest.param("v2 checked", 40, marks=pytest.mark.slow),
-        pytest.param("plain checked", 40, marks=pytest.mark.slow),
+        pytest.param("v2 checked", 20, marks=pytest.mark.slow),
+        pytest.param("plain checked", 20, marks=pytest.mark.slow),
     ],
 )
 def test_damaged_files_read_by_dask_workers_end_in_an_error_or_in_their_rows(
