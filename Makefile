@@ -7,6 +7,8 @@
 PYTHON ?= python3
 # Tests of one file stay together. Each process has threads and processes of its own to check.
 SIDE_BY_SIDE ?= -n 2 --dist loadfile
+# Slow tests wait more than they work.
+SLOW_SIDE_BY_SIDE ?= -n 3 --dist loadfile
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
@@ -29,7 +31,7 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow"
 
 test-slow: $(INTEGRATIONS)
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "slow" --durations 20
+	$(BIN)/python -m pytest $(SLOW_SIDE_BY_SIDE) -m "slow" --durations 20
 
 check: $(INSTALLED)
 	$(BIN)/ruff check .
