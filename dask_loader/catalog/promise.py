@@ -13,7 +13,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from dask_loader.catalog.structs import LIST, Struct, read_fields
+from dask_loader.catalog.structs import Struct, read_fields
+from dask_loader.catalog.thrift import LIST
 from dask_loader.errors import BadFileError, DataChangedError
 
 # Fields of Parquet's FileMetaData, RowGroup, ColumnChunk and ColumnMetaData.

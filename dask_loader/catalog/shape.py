@@ -20,6 +20,7 @@ from dask_loader.catalog.thrift import (
     STRUCT,
     Chunk,
     varint,
+    write_varint,
 )
 
 _NUMBER = rb"[\x80-\xff]*+[\x00-\x7f]"
@@ -91,7 +92,9 @@ class Shape:
                 where bounds have any length.
         """
         size = len(chunks)
-        head = bytes([size << 4 | STRUCT]) if size < 15 else b"\xfc" + packed(size)
+        head = (
+            bytes([size << 4 | STRUCT]) if size < 15 else b"\xfc" + write_varint(size)
+        )
         self._head = b"\x19" + head
         alike: dict[tuple[int, int | None], list[bytes]] = {}
         for chunk, width in chunks:
@@ -142,24 +145,15 @@ class Shape:
         return None
 
 
-def packed(number: int) -> bytes:
-    """Return a number as the protocol has it."""
-    found = bytearray()
-    while number > 127:
-        found.append(number & 127 | 128)
-        number >>= 7
-    return bytes([*found, number])
-
-
 def _beginning(physical: int, paths: list[bytes]) -> bytes:
     """Match chunks of one type from there to their statistics."""
     names = _any([re.escape(path) for path in paths])
-    kind = re.escape(packed(physical << 1))
+    kind = re.escape(write_varint(physical << 1))
     return kind + _ENCODINGS + rb"\x19" + names + _PLACES
 
 
 def _bounds(width: int) -> bytes:
-    value = re.escape(packed(width)) + rb".{%d}" % width
+    value = re.escape(write_varint(width)) + rb".{%d}" % width
     return rb"(?:" + (_head(BINARY) + value) * 2 + rb")?+"
 
 

@@ -10,12 +10,28 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from dask_loader.catalog.thrift import (
+    BINARY,
+    BOOLEANS,
+    BYTE,
+    DOUBLE,
+    I16,
+    I32,
+    I64,
+    LIST,
+    MAP,
+    SET,
+    STRUCT,
+    UUID,
+    list_head,
+    varint,
+    write_varint,
+)
+
 # Field number -> value: int, bool, bytes (also of a double), list, or such a dict.
 Struct = dict[int, Any]
 
-# Kinds of values.
-I32, I64, BINARY, LIST, STRUCT = 5, 6, 8, 9, 12
-_TRUE, _FALSE, _BYTE, _DOUBLE, _SET, _MAP, _UUID = 1, 2, 3, 7, 10, 11, 13
+_TRUE = 1
 # Parquet's own structures are six deep.
 _MAX_DEPTH = 32
 
@@ -43,7 +59,7 @@ def read_fields(
             kind, number, at = _header(data, at, number)
             start = at
             if number == of_list and kind == LIST:
-                count, kind_of_items, at = _list_head(data, at)
+                count, kind_of_items, at = list_head(data, at)
                 if kind_of_items != STRUCT and count:
                     raise ValueError("a list holds other things than structures")
                 for _ in range(count):
@@ -73,16 +89,6 @@ def read_structs(data: bytes, at: int) -> list[Struct]:
     return items
 
 
-def write_varint(value: int) -> bytes:
-    """Write a number that is not negative."""
-    found = bytearray()
-    while value > 0x7F:
-        found.append(value & 0x7F | 0x80)
-        value >>= 7
-    found.append(value)
-    return bytes(found)
-
-
 def write_list_head(count: int) -> bytes:
     """Write the beginning of a list of structs."""
     if count < 15:
@@ -95,41 +101,13 @@ def write_header(kind: int, step: int) -> bytes:
     return bytes([step << 4 | kind])
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    byte = data[at]
-    at += 1
-    if byte < 0x80:  # most
-        return byte, at
-    found, shift = byte & 0x7F, 7
-    while True:
-        byte = data[at]
-        at += 1
-        found |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return found, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number has too many bytes")
-
-
 def _header(data: bytes, at: int, before: int) -> tuple[int, int, int]:
     byte = data[at]
     at += 1
     if byte > 0x0F:
         return byte & 0x0F, before + (byte >> 4), at
-    number, at = _varint(data, at)
+    number, at = varint(data, at)
     return byte, (number >> 1) ^ -(number & 1), at
-
-
-def _list_head(data: bytes, at: int) -> tuple[int, int, int]:
-    byte = data[at]
-    at += 1
-    count = byte >> 4
-    if count == 15:
-        count, at = _varint(data, at)
-    if count > len(data) - at:  # each item has a byte at least
-        raise ValueError(f"a list should have {count} items, and fewer bytes follow")
-    return count, byte & 0x0F, at
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[Struct, int]:
@@ -152,13 +130,13 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[Struct, int]:
             value = data[at]
             at += 1
             if value > 0x7F:
-                value, at = _varint(data, at - 1)
+                value, at = varint(data, at - 1)
             found[number] = (value >> 1) ^ -(value & 1)
         elif kind == BINARY:
             size = data[at]
             at += 1
             if size > 0x7F:
-                size, at = _varint(data, at - 1)
+                size, at = varint(data, at - 1)
             text = data[at : at + size]
             if len(text) != size:
                 raise ValueError("a text ends beyond the end")
@@ -166,7 +144,7 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[Struct, int]:
             at += size
         elif kind == STRUCT:
             found[number], at = _struct(data, at, depth + 1)
-        elif kind in (_TRUE, _FALSE):
+        elif kind in BOOLEANS:
             found[number] = kind == _TRUE
         elif kind == LIST:
             found[number], at = _list(data, at, depth)
@@ -175,29 +153,29 @@ def _struct(data: bytes, at: int, depth: int) -> tuple[Struct, int]:
 
 
 def _value(data: bytes, at: int, kind: int, depth: int) -> tuple[Any, int]:
-    if kind in (4, I32, I64):
-        value, at = _varint(data, at)
+    if kind in (I16, I32, I64):
+        value, at = varint(data, at)
         return (value >> 1) ^ -(value & 1), at
     if kind == BINARY:
-        size, at = _varint(data, at)
+        size, at = varint(data, at)
         return _bytes(data, at, size)
     if kind == STRUCT:
         return _struct(data, at, depth + 1)
-    if kind in (LIST, _SET):
+    if kind in (LIST, SET):
         return _list(data, at, depth)
-    if kind in (_TRUE, _FALSE):
+    if kind in BOOLEANS:
         return kind == _TRUE, at
-    if kind == _BYTE:
+    if kind == BYTE:
         return data[at], at + 1
-    if kind in (_DOUBLE, _UUID):
-        return _bytes(data, at, 8 if kind == _DOUBLE else 16)
-    if kind == _MAP:  # Parquet has none
+    if kind in (DOUBLE, UUID):
+        return _bytes(data, at, 8 if kind == DOUBLE else 16)
+    if kind == MAP:  # Parquet has none
         raise ValueError("it holds a map")
     raise ValueError(f"there is no kind {kind} of values")
 
 
 def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
-    count, kind, at = _list_head(data, at)
+    count, kind, at = list_head(data, at)
     items: list[Any] = []
     item: Any
     if kind == STRUCT:
@@ -210,11 +188,11 @@ def _list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
             value = data[at]
             at += 1
             if value > 0x7F:
-                value, at = _varint(data, at - 1)
+                value, at = varint(data, at - 1)
             items.append((value >> 1) ^ -(value & 1))
         return items, at
     for _ in range(count):
-        if kind in (_TRUE, _FALSE):  # in lists, a byte each
+        if kind in BOOLEANS:  # in lists, a byte each
             item, at = data[at] == _TRUE, at + 1
         else:
             if depth > _MAX_DEPTH:

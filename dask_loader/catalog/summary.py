@@ -20,15 +20,13 @@ from dask_loader.catalog.promise import (
     leaf_paths,
 )
 from dask_loader.catalog.structs import (
-    I64,
-    LIST,
     Struct,
     read_fields,
     read_structs,
     write_header,
     write_list_head,
-    write_varint,
 )
+from dask_loader.catalog.thrift import I64, LIST, write_varint
 from dask_loader.errors import BadFileError
 
 SUMMARY, SCHEMA_ONLY = "_metadata", "_common_metadata"

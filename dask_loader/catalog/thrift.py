@@ -110,12 +110,21 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
     raise ThriftError("a number is too long")
 
 
+def write_varint(number: int) -> bytes:
+    """Write a number that is not negative."""
+    found = bytearray()
+    while number > 127:
+        found.append(number & 127 | 128)
+        number >>= 7
+    return bytes([*found, number])
+
+
 def list_head(data: bytes, at: int) -> tuple[int, int, int]:
     """Return how many items a list has, their kind, and where they begin."""
     head = data[at]
     size, at = (head >> 4, at + 1) if head < 0xF0 else varint(data, at + 1)
-    if size > len(data):  # an item has a byte at least
-        raise ThriftError(f"a list has {size} items")
+    if size > len(data) - at:  # an item has a byte at least
+        raise ThriftError(f"a list has {size} items, and fewer bytes follow")
     return size, head & 15, at
 
 

@@ -179,9 +179,9 @@ def test_row_groups_that_name_no_file_are_refused() -> None:
         (b"PAR1\x1b\0\x02\0\0\0PAR1", "it holds a map"),
         (b"PAR1\x1e\0\x02\0\0\0PAR1", "no kind 14"),
         (b"PAR1\x18\x7f\0\x03\0\0\0PAR1", "a text ends beyond the end"),
-        (b"PAR1\x16" + b"\xff" * 11 + b"\x0c\0\0\0PAR1", "too many bytes"),
+        (b"PAR1\x16" + b"\xff" * 11 + b"\x0c\0\0\0PAR1", "too long"),
         (b"PAR1" + b"\x1c" * 40 + b"\x28\0\0\0PAR1", "nested too deeply"),
-        (b"PAR1\x19\xf5\xff\x01\0\x05\0\0\0PAR1", "should have 255 items"),
+        (b"PAR1\x19\xf5\xff\x01\0\x05\0\0\0PAR1", "a list has 255 items"),
     ],
 )
 def test_bytes_that_are_no_summary_are_refused(data: bytes, text: str) -> None:
