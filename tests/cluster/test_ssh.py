@@ -14,16 +14,20 @@ import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dask
 import distributed
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 import cluster
 from cluster import HostKeyError, InsecureWarning, SpecError, StartError
 from cluster.restarts import RestartPolicy
 from cluster.security import make_certificates
+from dask_loader import ParquetDataset
 from tests.cluster.serving import serve
 from tests.cluster.sshd import Sshd
 from tests.examples.training import check_ids, make_data, train
@@ -315,6 +319,36 @@ def test_what_dies_is_started_again_and_the_address_stays(
         assert c.address == address
         assert c.client().submit(sum, [1, 2]).result(timeout=60) == 3
         assert c.logs().keys() == {"scheduler", "0"}
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+def test_an_epoch_goes_on_over_the_death_of_its_scheduler(
+    sshd: Sshd, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.parquet"
+    pq.write_table(pa.table({"id": range(20_000)}), data, row_group_size=500)
+    options: dict[str, Any] = {
+        "batch_size": 250,
+        "shuffle": True,
+        "shuffle_window": 500,
+    }
+    with ParquetDataset(data, client="threads", **options) as dataset:
+        wanted = [batch["id"].tolist() for batch in dataset]
+    with (
+        cluster.launch("ssh", workers=1, **sshd.options) as c,
+        ParquetDataset(data, client=c, worker_timeout="2 min", **options) as dataset,
+    ):
+        client = c.client()
+        scheduler = client.run_on_scheduler(os.getpid)
+        client.close()
+        got = []
+        for number, batch in enumerate(dataset):
+            got.append(batch["id"].tolist())
+            if number == 11:
+                os.kill(scheduler, signal.SIGKILL)
+        assert got == wanted
+        assert c.client().run_on_scheduler(os.getpid) != scheduler
 
 
 _DRIVER = """
