@@ -232,8 +232,10 @@ def test_dataloader_workers_see_the_same_batches(path, without_chains, context):
 # ---- what stays open --------------------------------------------------------------------
 
 
-def mapped(path: Path) -> bool:
-    return str(path) in Path("/proc/self/maps").read_text()
+def is_held(path: Path) -> bool:
+    """Whether this process has the file open."""
+    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    return os.path.realpath(path) in held
 
 
 def test_an_epoch_that_is_abandoned_leaves_no_chain_and_closing_no_file(path):
@@ -247,7 +249,7 @@ def test_an_epoch_that_is_abandoned_leaves_no_chain_and_closing_no_file(path):
         # A thread may still be at a window.
         assert len(chains) <= 1
     assert len(chains) == 0
-    assert not mapped(path)
+    assert not is_held(path)
 
 
 def test_closing_in_the_middle_of_an_epoch_leaves_no_chain_and_no_file(path):
@@ -259,7 +261,7 @@ def test_closing_in_the_middle_of_an_epoch_leaves_no_chain_and_no_file(path):
     assert len(chains) == 1
     dataset.close()
     assert len(chains) == 0
-    assert not mapped(path)
+    assert not is_held(path)
     batches.close()
     assert len(chains) == 0
 
@@ -286,7 +288,7 @@ def test_an_error_in_the_middle_of_a_chain_leaves_no_chain_and_no_file(tmp_path)
         assert list(chain.from_iterable(got)) == list(range(len(got) * 700))
         chains = dataset._pipeline().engine._chains
     assert len(chains) == 0
-    assert not mapped(file)
+    assert not is_held(file)
 
 
 # ---- Dask workers -----------------------------------------------------------------------

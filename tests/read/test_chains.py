@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -122,8 +123,10 @@ def alone(task: WindowTask) -> WindowData:
         files.close()
 
 
-def mapped(path: str) -> bool:
-    return path in Path("/proc/self/maps").read_text()
+def is_held(path: str) -> bool:
+    """Whether this process has the file open."""
+    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    return os.path.realpath(path) in held
 
 
 BOUNDS = [0, 1000, 1001, 3000, 9000, NUM_ROWS]
@@ -344,11 +347,11 @@ def test_an_open_chain_holds_its_file_until_it_is_ended(path, cut):
     tasks = cut(path, BOUNDS, chain="engine/3/0/0")
     read(chains, files, tasks[0])
     files.close()
-    assert mapped(path)
+    assert is_held(path)
     chains.end("engine/4/")
-    assert (len(chains), mapped(path)) == (1, True)
+    assert (len(chains), is_held(path)) == (1, True)
     chains.end("engine/3/")
-    assert (len(chains), mapped(path)) == (0, False)
+    assert (len(chains), is_held(path)) == (0, False)
 
 
 def test_a_chain_that_is_ended_while_it_is_read_is_closed_after_that(path, cut):
@@ -362,7 +365,7 @@ def test_a_chain_that_is_ended_while_it_is_read_is_closed_after_that(path, cut):
     chains.leave(tasks[0])
     assert len(chains) == 0
     files.close()
-    assert not mapped(path)
+    assert not is_held(path)
 
 
 def test_a_window_that_begins_after_its_streams_end_leaves_no_chain(path, cut):
@@ -380,7 +383,7 @@ def test_a_window_that_begins_after_its_streams_end_leaves_no_chain(path, cut):
     chains.close()
     assert len(chains) == 0
     files.close()
-    assert not mapped(path)
+    assert not is_held(path)
 
 
 def test_idle_chains_are_dropped_and_busy_ones_are_not(path, cut):
@@ -400,7 +403,7 @@ def test_idle_chains_are_dropped_and_busy_ones_are_not(path, cut):
     assert_same(read(chains, files, idle[1]), alone(idle[1]))
     chains.drop_idle()
     files.close()
-    assert not mapped(path)
+    assert not is_held(path)
 
 
 # ---- errors ------------------------------------------------------------------------------

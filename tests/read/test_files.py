@@ -205,7 +205,7 @@ def test_a_file_that_vanishes_between_the_look_and_the_opening_is_changed(
     def gone(*args: Any, **kwargs: Any) -> Any:
         raise FileNotFoundError(2, "No such file", path)
 
-    monkeypatch.setattr("dask_loader.read.files.MappedFile", gone)
+    monkeypatch.setattr("dask_loader.read.files.LocalFile", gone)
     with (
         pytest.raises(DataChangedError, match="is gone") as caught,
         files.borrow(LOCAL, path, LOCAL.stamp(path), verify_checksums=True),
@@ -254,11 +254,13 @@ def test_a_borrower_that_fails_does_not_give_the_file_back(
         assert file.read().num_rows == 1
 
 
-def test_no_more_than_32_files_stay_open(write: Write, files: OpenFiles) -> None:
+def test_no_more_than_32_files_stay_open(
+    write: Write, files: OpenFiles, tmp_path: Path
+) -> None:
     def open_now() -> int:
-        # They are mapped, and need no descriptor.
-        lines = Path("/proc/self/maps").read_text().splitlines()
-        return len({line.split()[-1] for line in lines if "/many" in line})
+        held = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+        many = f"{os.path.realpath(tmp_path)}/many"
+        return sum(os.path.realpath(fd).startswith(many) for fd in held)
 
     for number in range(40):
         path = write(f"many{number}.parquet", {"x": [number]})
