@@ -348,6 +348,12 @@ def open_error(path: str, error: Exception) -> DaskLoaderError:
     """
     if isinstance(error, DaskLoaderError):
         return error
+    if isinstance(error, PermissionError):
+        return BadFileError(
+            f"{path!r} may not be read by this user: {error}; give it the right to, or "
+            "leave the file out of the path",
+            path=path,
+        )
     return BadFileError(
         f"{path!r} is not a readable Parquet file: {error}; remove or rewrite it, or "
         "leave it out of the path",

@@ -6,13 +6,11 @@ file after a beginning of just these rows: never rows of both, never fewer.
 
 from __future__ import annotations
 
-import ctypes
+import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +25,6 @@ from dask_loader import (
     BadFileError,
     DaskLoaderError,
     DataChangedError,
-    DataNotFoundError,
     ParquetDataset,
     ResumeError,
 )
@@ -78,10 +75,6 @@ def grow(path: Path) -> None:
 
 def truncate(path: Path) -> None:
     os.truncate(path, path.stat().st_size // 2)
-
-
-def forbid(path: Path) -> None:
-    path.chmod(0)
 
 
 EVENTS: dict[str, Callable[[Path], None]] = {
@@ -275,11 +268,11 @@ def test_a_file_that_changes_in_the_midst_of_a_row_group_is_told(
 @pytest.mark.parametrize(
     ("event", "kind", "text"),
     [
-        ("replaced", ResumeError, "data"),
-        ("rewritten", ResumeError, "data"),
-        ("grown", ResumeError, "data"),
+        ("replaced", ResumeError, "the checkpoint was made with other"),
+        ("rewritten", ResumeError, "the checkpoint was made with other"),
+        ("grown", ResumeError, "the checkpoint was made with other"),
         ("truncated", BadFileError, "is not a readable Parquet file"),
-        ("removed", ResumeError, "data"),
+        ("removed", ResumeError, "num_files was 3 and is 2"),
     ],
 )
 def test_a_file_that_changes_before_a_resume_is_told(
@@ -292,5 +285,66 @@ def test_a_file_that_changes_before_a_resume_is_told(
     cell.happen()
     with pytest.raises(kind, match=text) as caught, cell.dataset() as dataset:
         dataset.load_state_dict(state)
-        take(iter(dataset))
-    print(event, caught.value)
+    if kind is BadFileError:
+        assert caught.value.path == str(cell.path)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("event", "phase"),
+    [
+        ("replaced", after_making),
+        ("rewritten", between_batches),
+        ("truncated", between_batches),
+        ("removed", in_the_second_epoch),
+    ],
+)
+def test_a_file_that_changes_under_dask_workers_is_told_as_in_threads(
+    folder: Path, local_cluster: cluster.Cluster, event: str, phase: Phase
+) -> None:
+    cell = Cell(folder, EVENTS[event], {"client": local_cluster.address})
+    error = check(cell, phase)
+    if phase is not between_batches:
+        assert error is not None
+    assert error is None or type(error) is DataChangedError
+
+
+# ---- in a process of its own -----------------------------------------------------------
+
+
+def told(phase: str, path: Path) -> list[Any]:
+    """Return what changing_process.py tells of its error."""
+    command = [sys.executable, "-m", "tests.faults.changing_process", phase, str(path)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False
+    )
+    assert done.returncode == 0, (done.returncode, done.stderr[-500:])
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
+def test_a_file_cut_short_while_a_window_of_it_is_decoded_ends_no_process(
+    tmp_path: Path,
+) -> None:
+    """Were it mapped, the kernel would end the process (SIGBUS)."""
+    path = tmp_path / "a.parquet"
+    numbers = np.random.default_rng(0).random((3, 1_200_000))
+    columns = {"id": numbers[0], "b": numbers[1], "c": numbers[2]}
+    # Its one row group is decoded in two parts.
+    pq.write_table(pa.table(columns), path, compression="none", use_dictionary=False)
+    name, text, named, _, rows = told("truncated", path)
+    assert (name, named, rows) == ("DataChangedError", str(path), 0)
+    assert "changed after the dataset was made: it had" in text
+    assert "and has 4096" in text
+
+
+@pytest.mark.parametrize("phase", ["forbidden", "unreadable"])
+def test_a_file_that_may_not_be_read_any_more_is_named_with_what_to_do(
+    folder: Path, phase: str
+) -> None:
+    path = folder / "1.parquet"
+    name, text, named, _, rows = told(phase, path)
+    assert (name, named, rows) == ("BadFileError", str(path), 0)
+    assert f"{str(path)!r} may not be read by this user: " in text
+    assert "Permission denied" in text
+    assert "give it the right to, or leave the file out of the path" in text

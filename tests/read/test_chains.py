@@ -440,7 +440,7 @@ def test_a_damaged_page_in_the_middle_is_named_and_windows_before_it_are_right(
     chains.end("c")
     files.close()
     assert len(chains) == 0
-    assert not mapped(str(path))
+    assert not is_held(str(path))
 
 
 def test_a_file_that_changes_in_the_middle_is_named(path, cut, files):
