@@ -26,6 +26,11 @@
     │   └── WindowError                a task failed, for a reason of its own
     └── ClosedError                    used after close()
 
+Another try, from the last state and once the cause is mended, may help after
+SchedulerUnreachableError, WorkersMissingError, RanksMissingError, StorageError and
+WindowError. All others are final: they come again until the arguments, the data or the
+environment are others. docs/reliability.md has what to do about each.
+
 Each takes one string that says everything (what was wrong, where, what to do), since
 torch rebuilds a worker's error from its text alone. The fields repeat the place for
 programs; they survive pickling.

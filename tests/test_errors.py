@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+from pathlib import Path
 
 import pytest
 
@@ -45,6 +46,26 @@ def test_the_tree_in_the_docstring_is_the_real_one() -> None:
         assert bases[0] == named[0], kind
         # A builtin base beside ours is named in the tree where it says what users catch.
         assert set(named[1:]) <= set(bases[1:]), kind
+
+
+def test_the_table_in_the_docs_has_the_classes_of_the_tree() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "reliability.md").read_text()
+    section = page.partition("\n## Errors\n")[2].partition("\n## ")[0]
+    found: dict[str, str] = {}
+    for line in section.splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for name in re.findall(r"`(\w+Error)`", cells[0]) if len(cells) == 4 else ():
+            if name in ("ValueError", "FileNotFoundError", "TypeError"):
+                continue
+            assert name not in found, f"{name} has two rows"
+            found[name] = cells[2]
+    leaves = [kind for kind in CLASSES if not kind.__subclasses__()]
+    assert set(found) == {kind.__name__ for kind in (*leaves, errors.ConfigError)}
+    assert set(found.values()) <= {"yes", "no", "perhaps"}
+    # The docstring names those of which another try may help.
+    again = (errors.__doc__ or "").partition("Another try")[2].partition("\n\n")[0]
+    may_help = {name for name, again in found.items() if again != "no"}
+    assert set(re.findall(r"\w+Error", again)) == may_help
 
 
 def test_errors_can_be_caught_as_what_they_are_to_python() -> None:

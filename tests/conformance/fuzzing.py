@@ -21,6 +21,7 @@ from dask_loader import DaskLoaderError, ParquetDataset
 from tests.conformance.child import delivered
 
 ROWS = 120
+NUM_FLIPS = 400
 _COMMON = {"row_group_size": 50, "data_page_size": 200, "write_page_index": True}
 KINDS: dict[str, dict[str, Any]] = {
     "plain": {"compression": "none", "use_dictionary": False},
@@ -64,8 +65,26 @@ def make(kind: str, path: Path) -> bytes:
     return path.read_bytes()
 
 
+def flip(content: bytes, number: int) -> bytes:
+    """Return the content with one bit of its pages and their headers turned over.
+
+    The NUM_FLIPS positions are spread over all of them.
+    """
+    footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
+    low, high = (4 + (footer - 4) * n // NUM_FLIPS for n in (number, number + 1))
+    rng = random.Random(f"flip {number}")
+    found = bytearray(content)
+    found[rng.randrange(low, max(low + 1, high))] ^= 1 << rng.randrange(8)
+    return bytes(found)
+
+
 def damage(content: bytes, part: str, number: int) -> bytes:
-    """Return the content with one to four damages, in its "pages" or its "footer"."""
+    """Return the content with damages.
+
+    One bit where the part is "bits", else one to four in its "pages" or its "footer".
+    """
+    if part == "bits":
+        return flip(content, number)
     rng = random.Random(f"{part} {number}")
     footer = len(content) - 8 - int.from_bytes(content[-8:-4], "little")
     low, high = (4, footer) if part == "pages" else (footer, len(content))
@@ -106,10 +125,12 @@ def judge(path: Path, sound: dict[str, list[Any]]) -> str:
         found = read(path, client="threads")
     except DaskLoaderError as error:
         named = path.name in str(error)
-        return "refused" if named else f"WRONG: file not named: {error!r}"
+        if not named:
+            return f"WRONG: file not named: {error!r}"
+        return "refused" if error.row_group is None else "row group refused"
     except Exception as error:
         return f"WRONG: {error!r}"
-    if found == sound:
+    if repr(found) == repr(sound):  # unlike ==, tells -0.0 from 0.0
         return "equal"
     # A damaged footer may speak of other rows, or of fewer columns, and be believed.
     rows = {len(column) for column in found.values()}

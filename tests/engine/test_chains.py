@@ -234,7 +234,9 @@ def test_dataloader_workers_see_the_same_batches(path, without_chains, context):
 
 def is_held(path: Path) -> bool:
     """Whether this process has the file open."""
-    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    held = {
+        os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+    }
     return os.path.realpath(path) in held
 
 

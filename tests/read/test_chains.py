@@ -125,7 +125,9 @@ def alone(task: WindowTask) -> WindowData:
 
 def is_held(path: str) -> bool:
     """Whether this process has the file open."""
-    held = {os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")}
+    held = {
+        os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")
+    }
     return os.path.realpath(path) in held
 
 
