@@ -205,7 +205,7 @@ class OpenFiles:
 class LocalFile(pq.ParquetFile):  # type: ignore[misc]
     """A local Parquet file, read page by page and never mapped.
 
-    Mapping takes 0.5 % less CPU (docs/performance.md). But a mapped file that is cut
+    Mapping takes 0 to 2 % less CPU (docs/performance.md). But a mapped file that is cut
     short in place, or lies on a disk or mount that fails, ends the process (SIGBUS);
     with reading that is an error.
     """

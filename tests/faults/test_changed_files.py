@@ -351,9 +351,8 @@ def test_a_file_cut_short_while_a_window_of_it_is_decoded_ends_no_process(
     assert "and has 4096" in text
 
 
-@pytest.mark.parametrize(
-    "phase", ["forbidden", pytest.param("unreadable", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("phase", ["forbidden", "unreadable"])
 def test_a_file_that_may_not_be_read_any_more_is_named_with_what_to_do(
     folder: Path, phase: str
 ) -> None:
