@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from dask_loader.catalog.turn import Turn, take_turn
+from dask_loader.errors import hide_secrets
 
 # Changes with the meaning of what is stored.
 _MAGIC = b"dask_loader footers 1\n"
@@ -68,7 +69,8 @@ class FooterCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, pa.ArrowException) as error:
-            _log.debug("footer cache: %s of %r not used: %s", kind, key, error)
+            shown = hide_secrets(key)
+            _log.debug("footer cache: %s of %r not used: %s", kind, shown, error)
             return None
 
     def save(self, kind: str, key: str, table: pa.Table) -> None:
@@ -88,7 +90,8 @@ class FooterCache:
                 _write(_name(kind, key), packed, folder)
                 _make_room(folder)
         except (OSError, ValueError, pa.ArrowException) as error:
-            _log.debug("footer cache: %s of %r not kept: %s", kind, key, error)
+            shown = hide_secrets(key)
+            _log.debug("footer cache: %s of %r not kept: %s", kind, shown, error)
 
     @contextmanager
     def turn(self, kind: str, key: str, *, wait_s: float) -> Iterator[Turn]:
@@ -106,7 +109,8 @@ class FooterCache:
                 name = _name(f"turn-for-{kind}", key)
                 turn = held.enter_context(take_turn(name, folder, wait_s=wait_s))
             except (OSError, ValueError) as error:
-                _log.debug("footer cache: no turn for %s of %r: %s", kind, key, error)
+                shown = hide_secrets(key)
+                _log.debug("footer cache: no turn for %s of %r: %s", kind, shown, error)
                 turn = Turn.NONE
             yield turn
 

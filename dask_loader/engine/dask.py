@@ -43,6 +43,7 @@ from dask_loader.engine.functions import Functions
 from dask_loader.engine.hunger import HungerReports
 from dask_loader.engine.reach import Reach, Sample
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
+from dask_loader.engine.unseen import run_unseen
 from dask_loader.engine.watch import (
     LOOK_AROUND_S,
     Begun,
@@ -433,9 +434,7 @@ class DaskEngine:
 
         async def ask(address: str) -> Any:
             # One by one: a worker that is silent must not silence the others.
-            answering = client._run(
-                function, item, workers=[address], on_error="return"
-            )
+            answering = run_unseen(client, function, item, address)
             return (await asyncio.wait_for(answering, ASK_TIMEOUT_S))[address]
 
         async def ask_all() -> list[Any]:
