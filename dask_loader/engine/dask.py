@@ -61,10 +61,10 @@ from dask_loader.errors import (
 from dask_loader.read.task import WindowTask
 from dask_loader.read.transform import Function, load_function
 from dask_loader.transfer.parcel import Parcel
+from dask_loader.transfer.received import window_in
 from dask_loader.transfer.shared import Loan, SlabName
 from dask_loader.transfer.slabs import SlabPool
-from dask_loader.transfer.texts import unpack_texts
-from dask_loader.transfer.window import WindowData, block_bytes, lay_out
+from dask_loader.transfer.window import WindowData
 from dask_loader.transfer.writer import Outcome
 
 log = logging.getLogger(__name__)
@@ -407,17 +407,14 @@ class DaskEngine:
             return window
         assert loan is not None
         accepted = loan.accept() if found is Outcome.DONE else None
-        if accepted is None:
+        whole = None
+        if accepted is not None:
+            whole = window_in(task.options.forms, task.num_rows, *accepted)
+        if whole is None:
             loan.drop()
             return None
-        block, packed = accepted
-        forms = task.options.forms
-        block = block[: block_bytes(forms, task.num_rows)]
-        window = WindowData(task.num_rows, lay_out(forms, task.num_rows, block))
-        window.home = loan.name
-        if len(packed):
-            window.texts = unpack_texts(packed)
-        return window
+        whole.home = loan.name
+        return whole
 
     def _ask_sharing(self, slab: SlabName, workers: list[str]) -> Mapping[str, bool]:
         return self._run_on(workers, probe, slab)
