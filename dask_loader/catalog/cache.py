@@ -82,7 +82,7 @@ class FooterCache:
             table: Of any columns.
         """
         try:
-            packed = _pack(table)
+            packed = _pack(table, _name(kind, key))
             if len(packed) > _MAX_FILE_BYTES:
                 raise ValueError(f"{len(packed)} bytes are too many for one file")
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
@@ -174,7 +174,7 @@ def _read(name: str, folder: int) -> pa.Table:
         if found.st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{name!r} has {found.st_size} bytes, too many")
         packed = file.read()
-        table = _unpack(packed)
+        table = _unpack(packed, name)
         with suppress(OSError):
             os.utime(file.fileno())  # used just now
         return table
@@ -212,27 +212,29 @@ def _make_room(folder: int) -> None:
                 os.unlink(name, dir_fd=folder)
 
 
-def _pack(table: pa.Table) -> bytes:
+def _pack(table: pa.Table, name: str) -> bytes:
     codec = "zstd" if pa.Codec.is_available("zstd") else None
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=codec)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     payload: bytes = sink.getvalue().to_pybytes()
-    return _MAGIC + _checksum(payload) + payload
+    return _MAGIC + _checksum(payload, name) + payload
 
 
-def _unpack(packed: bytes) -> pa.Table:
+def _unpack(packed: bytes, name: str) -> pa.Table:
     head = len(_MAGIC) + _DIGEST_BYTES
     payload: Any = memoryview(packed)[head:]
     if not packed.startswith(_MAGIC):
         raise ValueError("it is none of ours, or of another version")
-    if _checksum(payload) != packed[len(_MAGIC) : head]:
+    if _checksum(payload, name) != packed[len(_MAGIC) : head]:
         raise ValueError("its checksum is wrong")
     table = pa.ipc.open_stream(pa.py_buffer(payload)).read_all()
     table.validate(full=True)
     return table
 
 
-def _checksum(payload: Any) -> bytes:
-    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+def _checksum(payload: Any, name: str) -> bytes:
+    # With the file's name: one that was put in another's place is damaged.
+    key = name.encode()
+    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES, key=key).digest()

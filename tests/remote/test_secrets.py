@@ -340,7 +340,7 @@ def test_nothing_that_opens_a_store_is_seen(
     texts["own log"] = log.getvalue()
     texts["warnings"] = str([str(w.message) for w in recwarn])
     for file in (tmp_path / "cache").iterdir():
-        table = _unpack(file.read_bytes())
+        table = _unpack(file.read_bytes(), file.name)
         texts[file.name] = f"{table.schema.metadata} {table.to_pylist()}"
         assert table.num_rows
     # The search would be worth nothing if these told nothing.
@@ -385,7 +385,7 @@ def test_addresses_are_shown_without_what_opens_them(
     assert "/b.parquet?X-Amz-Signature=***'" in texts["state again"]
     assert "/b.parquet?X-Amz-Signature=***'" in texts["own log"]
     for file in (tmp_path / "cache").iterdir():
-        table = _unpack(file.read_bytes())
+        table = _unpack(file.read_bytes(), file.name)
         texts[file.name] = f"{table.schema.metadata} {table.to_pylist()}"
         assert table.num_rows
     assert_clean(texts, planted)
