@@ -18,6 +18,7 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import distributed
+import fsspec
 import psutil
 import pyarrow as pa
 import pytest
@@ -25,6 +26,7 @@ import pytest
 import cluster
 from dask_loader import DaskLoaderError, ParquetDataset
 from dask_loader.catalog.cache import _unpack
+from dask_loader.catalog.storage import describe, make_storage
 from dask_loader.engine.worker import run_window
 from tests.remote.conftest import SECRET, parquet
 from tests.remote.servers import FaultProxy, RangeServer, serving
@@ -398,3 +400,16 @@ def test_addresses_that_differ_by_what_is_hidden_are_told_apart() -> None:
     assert len({_path_bytes(url) for url in urls}) == 4
     assert _path_bytes(urls[0]) == urls[0].encode()
     assert b"key=1" not in _path_bytes(urls[1])
+
+
+def test_errors_of_stores_are_scrubbed_of_whatever_the_options_hold() -> None:
+    options = {
+        "headers": {"X-Api-Key": HEADER},
+        "client_kwargs": {"auth": (USER, PASSWORD), "cookies": [{"a": COOKIE}]},
+        "sas": TOKEN.encode(),
+    }
+    said = f"failed with {HEADER} {USER}:{PASSWORD} {COOKIE} {TOKEN}"
+    given = fsspec.filesystem("http", **options, skip_instance_cache=True)
+    for storage in (make_storage("http", options), describe(given, None)):
+        assert storage.scrub(said) == "failed with *** ***:*** *** ***"
+        assert _MARK not in repr(storage)
