@@ -306,8 +306,7 @@ class DaskEngine:
     def _submit_function(client: Any, function: Function) -> Any:
         return client.submit(
             load_function,
-            function.name,
-            function.payload,
+            function,
             key=f"load-transform-{function.key}",
         )
 

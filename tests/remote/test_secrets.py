@@ -295,6 +295,10 @@ def test_nothing_that_opens_a_store_is_seen(
         assert used
         return table
 
+    def large(table: pa.Table, used: str = CLOSURE * 10_000) -> pa.Table:
+        assert used  # too large to travel with each task
+        return table
+
     with serving(RangeServer(tmp_path)) as web:
         bare = web.url.removeprefix("http://")
         url = f"http://{USER}:{PASSWORD}@{bare}/a.parquet?X-Amz-Signature={SIGNATURE}"
@@ -305,7 +309,7 @@ def test_nothing_that_opens_a_store_is_seen(
                 columns=["id"],
                 batch_size=50,
                 shuffle_window=100,
-                transform=transform,
+                transform=large if number else transform,
                 decryption=decryption if number else None,
                 storage_options=given,
                 client=watched.client,
@@ -347,7 +351,14 @@ def test_nothing_that_opens_a_store_is_seen(
         assert table.num_rows
     # The search would be worth nothing if these told nothing.
     everything = "".join(texts.values())
-    for shown in ("read-window-", "run_window(", "Exception information", "403", "***"):
+    for shown in (
+        "read-window-",
+        "load-transform-",
+        "run_window(",
+        "Exception information",
+        "403",
+        "***",
+    ):
         assert shown in everything
     assert "Message from" in texts["scheduler.log"]
     assert "Run out-of-band function 'look'" in texts["worker.log"]
