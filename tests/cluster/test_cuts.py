@@ -211,7 +211,8 @@ def _consumer(
             text=True,
             cwd=_ROOT,
             # Hosts share no memory; namespaces would.
-            env=os.environ | {"PYTHONPATH": str(_ROOT), "DASK_LOADER_HAND_OVER": "comm"},
+            env=os.environ
+            | {"PYTHONPATH": str(_ROOT), "DASK_LOADER_HAND_OVER": "comm"},
         ) as process,
     ):
         try:
