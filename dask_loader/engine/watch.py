@@ -12,6 +12,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future as LocalFuture
 from concurrent.futures import wait
 from typing import Any, NamedTuple, Protocol
 
@@ -34,6 +35,8 @@ from dask_loader.errors import (
 from dask_loader.transfer.shared import Loan
 
 log = logging.getLogger(__name__)
+
+Fetch = LocalFuture[Any]
 
 # How often a wait looks around: long against a round trip (10 ms), short for a person.
 LOOK_AROUND_S = 1.0
@@ -165,21 +168,25 @@ class Watch:
         limit_s = self._worker_timeout_s
         patience_s = 0.0
         tries = 0
+        fetches: dict[Any, Fetch] = {}
         while tries < _MAX_HAND_OVERS:
             first = self._await_first(race, what, pending, again)
             # A worker may die between the end of a task and the fetching of its result.
             # Where no other may run the task again, that is to be found out soon.
             short_s = limit_s if first.home is None else min(_FIRST_PATIENCE_S, limit_s)
             patience_s = min(2 * patience_s, limit_s) or short_s
+            fetch = fetches.get(first.key)
+            if fetch is None or fetch.done():
+                fetch = fetches[first.key] = self._fetch(first)
             try:
-                return first, self._fetch(first, patience_s)
+                return first, self._fetched(fetch, first, patience_s)
             except (TimeoutError, distributed.TimeoutError):
                 # Lost on the way: the scheduler has it made again, if there is a worker.
                 workers = self.ask_threads()
-                if not workers:
-                    raise self.no_workers(self._worker_timeout_s) from None
                 if first.home is not None and first.home not in workers:
                     raise HomeLostError from None
+                if not workers:
+                    raise self.no_workers(patience_s) from None
                 tries += patience_s >= limit_s
             except (DaskLoaderError, ConnectionLostError):
                 raise
@@ -191,28 +198,33 @@ class Watch:
             "machine can reach the workers' addresses"
         )
 
-    def _fetch(self, begun: Begun, patience_s: float) -> Any:
-        """Fetch a result from its worker, as long as the scheduler is there.
+    def _fetch(self, begun: Begun) -> Fetch:
+        """Begin to fetch a result from its worker.
+
+        Whoever gives up lets it go on, until the future is released: Dask's client lets
+        several fetches wait for one task, and who cancels that cancels the others.
+        """
+        client = begun.live.client
+        # future.result() would go on asking a scheduler that is gone for 10 s.
+        return asyncio.run_coroutine_threadsafe(
+            client.gather(begun.future, asynchronous=True), client.loop.asyncio_loop
+        )
+
+    def _fetched(self, fetch: Fetch, begun: Begun, patience_s: float) -> Any:
+        """Wait for a result, as long as the scheduler is there.
 
         Raises:
             TimeoutError: It did not come in time.
             ConnectionLostError: Dask's client has noticed that the scheduler is gone.
         """
         client = begun.live.client
-        # future.result() would go on asking a scheduler that is gone for 10 s.
-        fetching = asyncio.run_coroutine_threadsafe(
-            client.gather(begun.future, asynchronous=True), client.loop.asyncio_loop
-        )
         deadline = time.monotonic() + patience_s
-        try:
-            while not wait([fetching], timeout=LOOK_AROUND_S).done:
-                if client.status != "running":
-                    raise ConnectionLostError(begun.live.generation, client.status)
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-            return fetching.result()
-        finally:
-            fetching.cancel()
+        while not wait([fetch], timeout=LOOK_AROUND_S).done:
+            if client.status != "running":
+                raise ConnectionLostError(begun.live.generation, client.status)
+            if time.monotonic() > deadline:
+                raise TimeoutError
+        return fetch.result()
 
     def _await_first(
         self,
