@@ -38,7 +38,8 @@ def told(batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
 
 
 def main() -> None:

@@ -31,7 +31,8 @@ def open_tap(name: str) -> int:
 def main() -> None:
     first, second, delay_s, loss = sys.argv[1:]
     taps = [open_tap(first), open_tap(second)]
-    print("ready", flush=True)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
     other = {taps[0]: taps[1], taps[1]: taps[0]}
     chance = random.Random(0)
     under_way: deque[tuple[float, int, bytes]] = deque()  # due when, to where, what

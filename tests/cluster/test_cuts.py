@@ -300,7 +300,6 @@ def test_after_a_long_cut_of_the_trainers_line_it_goes_on_or_names_it(
         got = _take_over_a_cut(programs, consumer, host, host, 30, silently)
         more, end = consumer.rest()
         got += more
-        print(f"\n{host=} {silently=} {revived=}: {len(got)} batches, then {end}")
         if revived:
             assert "error" not in end, end
         if "error" in end:
@@ -345,7 +344,6 @@ def test_a_cut_of_a_workers_line_changes_no_batch(
             more, end = consumer.rest()
         finally:
             programs.network.heal(cut_host)
-    print(f"\n{host=} {cut_s=} {silently=}: {end}")
     assert "error" not in end, end
     assert _differ(got + more, wanted) == []
 
@@ -356,6 +354,5 @@ def test_a_long_slow_and_lossy_line_changes_no_batch(
     with _consumer(programs, _FAR, tmp_path, path=str(data)) as consumer:
         consumer.tell(0)
         got, end = consumer.rest()
-    print(f"\n{end}")
     assert "error" not in end, end
     assert _differ(got, wanted) == []
