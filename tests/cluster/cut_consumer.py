@@ -1,6 +1,7 @@
 """A trainer that takes as many batches as it is told to, and tells what is in each.
 
-cut_consumer.py OPTIONS (JSON; an address that is revived is "revived": true)
+cut_consumer.py OPTIONS (JSON; an address that is revived is "revived": true; "ssh" are
+the options of a cluster that it launches)
 
 Each line of its input is a number of batches to take, or 0 for all that are left. Its
 output has a line of JSON for each batch, then one for how that ended.
@@ -12,6 +13,7 @@ import hashlib
 import json
 import sys
 import time
+from contextlib import ExitStack
 from itertools import islice
 from typing import Any
 
@@ -43,12 +45,17 @@ def say(what: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    import cluster
     from dask_loader import DaskLoaderError, ParquetDataset
 
     options = json.loads(sys.argv[1])
     if options.pop("revived"):
         options["client"] = Revived(options["client"])
-    with ParquetDataset(**options) as dataset:
+    with ExitStack() as stack:
+        if "ssh" in options:
+            launched = cluster.launch("ssh", **options.pop("ssh"))
+            options["client"] = stack.enter_context(launched)
+        dataset = stack.enter_context(ParquetDataset(**options))
         batches = None
         for line in sys.stdin:
             began = time.monotonic()

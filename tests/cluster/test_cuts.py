@@ -26,6 +26,7 @@ import pytest
 from dask_loader import ParquetDataset
 from tests.cluster.cut_consumer import told
 from tests.cluster.network import Network, network_of
+from tests.cluster.sshd import Sshd, serve
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.faults]
 
@@ -154,18 +155,33 @@ def programs(started: Programs) -> Iterator[Programs]:
         yield started
 
 
+@pytest.fixture(scope="module")
+def sshd(network: Network, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    folder, host = tmp_path_factory.mktemp("sshd"), _WORKERS[0]
+    with serve(
+        folder, address=network.address(host), inside=network.inside(host)
+    ) as served:
+        yield served
+
+
 class Consumer:
-    """A trainer on a host, which takes batches when it is told to."""
+    """A trainer on a host, which takes batches when it is told to.
+
+    Attributes:
+        num_ends: How often it has taken all that it was told to.
+    """
 
     def __init__(self, process: subprocess.Popen[str], log: Path) -> None:
         self.process = process
         self._log = log
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self.num_ends = 0
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self.process.stdout is not None
         for line in self.process.stdout:
+            self.num_ends += "took_s" in line
             self._lines.put(line)
         self._lines.put("")
 
@@ -196,15 +212,15 @@ class Consumer:
 
 @contextmanager
 def _consumer(
-    programs: Programs, host: str, folder: Path, **options: Any
+    network: Network, host: str, folder: Path, **options: Any
 ) -> Iterator[Consumer]:
-    options = _OPTIONS | {"client": programs.address, "revived": False} | options
+    options = _OPTIONS | {"revived": False} | options
     command = (sys.executable, "-m", "tests.cluster.cut_consumer", json.dumps(options))
     log = folder / "trainer.log"
     with (
         log.open("w") as file,
         subprocess.Popen(
-            programs.network.inside(host, *command),
+            network.inside(host, *command),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=file,
@@ -219,7 +235,7 @@ def _consumer(
             yield Consumer(process, log)
         finally:
             process.kill()
-            programs.network.heal(host)
+            network.heal(host)
 
 
 def _differ(got: Batches, wanted: Batches) -> list[int]:
@@ -249,15 +265,18 @@ def test_a_short_cut_of_the_trainers_line_changes_no_batch(
     cut_s: float,
     silently: bool,
 ) -> None:
-    with _consumer(programs, host, tmp_path, path=str(data)) as consumer:
-        got = _take_over_a_cut(programs, consumer, host, host, cut_s, silently)
+    network, address = programs.network, programs.address
+    with _consumer(
+        network, host, tmp_path, path=str(data), client=address
+    ) as consumer:
+        got = _take_over_a_cut(network, consumer, host, host, cut_s, silently)
         more, end = consumer.rest()
     assert "error" not in end, end
     assert _differ(got + more, wanted) == []
 
 
 def _take_over_a_cut(
-    programs: Programs,
+    network: Network,
     consumer: Consumer,
     host: str,
     cut_host: str,
@@ -273,11 +292,14 @@ def _take_over_a_cut(
     got = [consumer.next() for _ in range(_TAKEN_BEFORE)]
     if host != _FAR:
         assert "took_s" in consumer.next()
-    programs.network.cut(cut_host, silently=silently)
+    num_ends = consumer.num_ends
+    network.cut(cut_host, silently=silently)
     if host != _FAR:
         consumer.tell(0)
     consumer.lives_for(cut_s)
-    programs.network.heal(cut_host)
+    if cut_host == host:
+        assert consumer.num_ends == num_ends  # what was left could not come
+    network.heal(cut_host)
     return got
 
 
@@ -294,10 +316,11 @@ def test_after_a_long_cut_of_the_trainers_line_it_goes_on_or_names_it(
     silently: bool,
     revived: bool,
 ) -> None:
+    network, where = programs.network, {"client": programs.address}
     with _consumer(
-        programs, host, tmp_path, path=str(data), revived=revived
+        network, host, tmp_path, path=str(data), revived=revived, **where
     ) as consumer:
-        got = _take_over_a_cut(programs, consumer, host, host, 30, silently)
+        got = _take_over_a_cut(network, consumer, host, host, 30, silently)
         more, end = consumer.rest()
         got += more
         if revived:
@@ -314,6 +337,27 @@ def test_after_a_long_cut_of_the_trainers_line_it_goes_on_or_names_it(
             got += more
     assert "error" not in end, end
     assert _differ(got, wanted) == []
+
+
+@pytest.mark.parametrize("cut_s", [5, 30])
+@pytest.mark.skipif(not _LONG, reason="DASK_LOADER_LONG_CUTS is not set")
+def test_a_cut_of_the_line_to_an_ssh_cluster_of_the_trainers_own_changes_no_batch(
+    network: Network,
+    sshd: Sshd,
+    data: Path,
+    wanted: Batches,
+    tmp_path: Path,
+    cut_s: float,
+) -> None:
+    # Hosts that hear nothing for 20 s end everything, and are given it again.
+    host = network.address(_WORKERS[0])
+    ssh = {k: str(v) for k, v in sshd.options.items()}
+    ssh |= {"hosts": [host], "ssh_port": sshd.port, "workers": 1, "username": "root"}
+    with _consumer(network, _NEAR, tmp_path, path=str(data), ssh=ssh) as consumer:
+        got = _take_over_a_cut(network, consumer, _NEAR, _NEAR, cut_s, True)
+        more, end = consumer.rest()
+    assert "error" not in end, end
+    assert _differ(got + more, wanted) == []
 
 
 @pytest.mark.parametrize(
@@ -338,12 +382,15 @@ def test_a_cut_of_a_workers_line_changes_no_batch(
     silently: bool,
 ) -> None:
     cut_host = _WORKERS[0]
-    with _consumer(programs, host, tmp_path, path=str(data)) as consumer:
+    network, address = programs.network, programs.address
+    with _consumer(
+        network, host, tmp_path, path=str(data), client=address
+    ) as consumer:
         try:
-            got = _take_over_a_cut(programs, consumer, host, cut_host, cut_s, silently)
+            got = _take_over_a_cut(network, consumer, host, cut_host, cut_s, silently)
             more, end = consumer.rest()
         finally:
-            programs.network.heal(cut_host)
+            network.heal(cut_host)
     assert "error" not in end, end
     assert _differ(got + more, wanted) == []
 
@@ -351,7 +398,10 @@ def test_a_cut_of_a_workers_line_changes_no_batch(
 def test_a_long_slow_and_lossy_line_changes_no_batch(
     programs: Programs, data: Path, wanted: Batches, tmp_path: Path
 ) -> None:
-    with _consumer(programs, _FAR, tmp_path, path=str(data)) as consumer:
+    network, address = programs.network, programs.address
+    with _consumer(
+        network, _FAR, tmp_path, path=str(data), client=address
+    ) as consumer:
         consumer.tell(0)
         got, end = consumer.rest()
     assert "error" not in end, end
