@@ -266,9 +266,7 @@ def test_a_short_cut_of_the_trainers_line_changes_no_batch(
     silently: bool,
 ) -> None:
     network, address = programs.network, programs.address
-    with _consumer(
-        network, host, tmp_path, path=str(data), client=address
-    ) as consumer:
+    with _consumer(network, host, tmp_path, path=str(data), client=address) as consumer:
         got = _take_over_a_cut(network, consumer, host, host, cut_s, silently)
         more, end = consumer.rest()
     assert "error" not in end, end
@@ -383,9 +381,7 @@ def test_a_cut_of_a_workers_line_changes_no_batch(
 ) -> None:
     cut_host = _WORKERS[0]
     network, address = programs.network, programs.address
-    with _consumer(
-        network, host, tmp_path, path=str(data), client=address
-    ) as consumer:
+    with _consumer(network, host, tmp_path, path=str(data), client=address) as consumer:
         try:
             got = _take_over_a_cut(network, consumer, host, cut_host, cut_s, silently)
             more, end = consumer.rest()
@@ -399,9 +395,7 @@ def test_a_long_slow_and_lossy_line_changes_no_batch(
     programs: Programs, data: Path, wanted: Batches, tmp_path: Path
 ) -> None:
     network, address = programs.network, programs.address
-    with _consumer(
-        network, _FAR, tmp_path, path=str(data), client=address
-    ) as consumer:
+    with _consumer(network, _FAR, tmp_path, path=str(data), client=address) as consumer:
         consumer.tell(0)
         got, end = consumer.rest()
     assert "error" not in end, end
