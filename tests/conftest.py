@@ -49,11 +49,11 @@ def _children() -> set[int]:
     return found
 
 
-def _shared_memory() -> set[str]:
+def _shared_memory(children: set[int]) -> set[str]:
     # "sem." names are semaphores of any program's multiprocessing on this machine.
     root = Path("/dev/shm")
     names = {p.name for p in root.iterdir()} if root.is_dir() else set()
-    mine = {os.getpid(), *_children()}
+    mine = {os.getpid(), *children}
     return {n for n in names if not n.startswith("sem.") and not _is_others(n, mine)}
 
 
@@ -77,12 +77,27 @@ def _no_cache_of_the_users(tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _cheap_collections() -> Iterator[None]:
-    """Leave what is imported out of the collections after each test."""
-    gc.collect()
-    gc.freeze()
+def _all_collectable() -> Iterator[None]:
+    """Undo at the end what _collect() does."""
     yield
     gc.unfreeze()
+
+
+def _collect(*, thoroughly: bool) -> None:
+    """Free what is only held by cycles.
+
+    What was alive after an earlier test is looked at only where something seems to be
+    left behind: a look at all of it takes 0.1 s, three minutes over all tests.
+    """
+    if thoroughly:
+        gc.unfreeze()
+    gc.collect()
+
+
+def _held() -> tuple[set[int], set[str], set[str], set[str]]:
+    """What a test may leave behind."""
+    children = _children()
+    return children, _shared_memory(children), _descriptors(), _own_threads()
 
 
 def _descriptors() -> set[str]:
@@ -111,16 +126,19 @@ def _descriptors() -> set[str]:
 @pytest.fixture(autouse=True)
 def _nothing_left_behind() -> Iterator[None]:
     """Fail the test that leaves a thread, process, open file or segment behind."""
-    before = (_children(), _shared_memory(), _descriptors(), _own_threads())
+    before = _held()
     yield
     deadline = time.monotonic() + _LEAK_DEADLINE_S
+    thoroughly = False
     while True:
-        gc.collect()
-        after = (_children(), _shared_memory(), _descriptors(), _own_threads())
-        left = [sorted(map(str, a - b)) for a, b in zip(after, before, strict=True)]
+        _collect(thoroughly=thoroughly)
+        left = [sorted(map(str, a - b)) for a, b in zip(_held(), before, strict=True)]
         if not any(left) or time.monotonic() > deadline:
             break
-        time.sleep(_POLL_S)  # polling a condition, with a deadline
+        if thoroughly:
+            time.sleep(_POLL_S)  # polling a condition, with a deadline
+        thoroughly = True
+    gc.freeze()
     names = ("processes", "shared-memory files", "open files", "threads")
     leaks = {n: x for n, x in zip(names, left, strict=True) if x}
     assert not leaks, f"left behind: {leaks}"

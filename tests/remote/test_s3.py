@@ -157,7 +157,7 @@ def test_metadata_costs_one_read_and_no_footers(
     ("client", "shuffle"),
     [
         ("options", False),
-        ("arrow", False),
+        pytest.param("arrow", False, marks=pytest.mark.slow),
         pytest.param("options", True, marks=pytest.mark.slow),
         pytest.param("fsspec", True, marks=pytest.mark.slow),
     ],
