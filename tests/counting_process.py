@@ -22,7 +22,7 @@ from dask_loader.engine.threads import ThreadsEngine
 from dask_loader.read.nulls import NullPolicy
 from dask_loader.read.task import ReadOptions
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 180.0
 
 
 class Gated(ThreadsEngine):

@@ -27,7 +27,7 @@ from dask_loader.engine.threads import ThreadsEngine
 from dask_loader.read.nulls import NullPolicy
 from dask_loader.read.task import ReadOptions, SliceTask
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 180.0
 _PROGRAM = Path(__file__).with_name("counting_process.py")
 ABOVE_10 = [("x", ">", 10)]
 

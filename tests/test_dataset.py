@@ -381,7 +381,7 @@ def test_a_dataset_in_use_works_in_a_forked_child_and_on_in_its_parent(
         sender.close()
         assert receiver.poll(60)
         theirs = receiver.recv()
-        child.join(60)
+        child.join(180)
         assert child.exitcode == 0
         mine += ids(batches)
         receiver.close()

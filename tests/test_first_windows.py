@@ -28,7 +28,7 @@ from dask_loader.errors import BadFileError, ConfigError, NullError, SchemaError
 NUM_FILES = 600
 FILE_ROWS = 10
 NUM_ROWS = NUM_FILES * FILE_ROWS
-_DEADLINE_S = 60.0
+_DEADLINE_S = 180.0
 # Windows of two files each.
 OPTIONS: dict[str, Any] = {
     "shuffle_window": 25,

@@ -78,15 +78,6 @@ WAYS = [
         id="spawn, persistent",
         marks=slow,
     ),
-    pytest.param(
-        {
-            "num_workers": 2,
-            "multiprocessing_context": "forkserver",
-            "persistent_workers": True,
-        },
-        id="forkserver, persistent",
-        marks=slow,
-    ),
 ]
 
 
@@ -102,6 +93,15 @@ def test_each_iteration_is_the_next_epoch_unless_one_is_set(small_data, make, op
         assert [ids(loader) for _ in range(2)] == wanted[:2]
         dataset.set_epoch(1)
         assert [ids(loader) for _ in range(2)] == wanted[1:]
+        del loader
+
+
+@pytest.mark.slow
+def test_workers_of_a_fork_server_come_to_the_same_epochs(small_data):
+    wanted = epochs_of(small_data, 0, 1)
+    with dataset_of(small_data) as dataset:
+        loader = ours(dataset, num_workers=2, multiprocessing_context="forkserver")
+        assert [ids(loader) for _ in range(2)] == wanted
         del loader
 
 

@@ -386,7 +386,7 @@ class HoldBack:
 
     def __call__(self, worker: int) -> None:
         if worker == 1:
-            assert self.event.wait(60)
+            assert self.event.wait(180)
 
 
 def test_two_iterations_with_workers_do_not_take_each_others_epoch(write: Any) -> None:

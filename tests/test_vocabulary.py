@@ -32,7 +32,7 @@ from dask_loader import (
 from dask_loader.catalog import vocabulary as vocabulary_module
 from dask_loader.engine.threads import ThreadsEngine
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 180.0
 ROWS = 160
 CITIES = [
     "Oslo",

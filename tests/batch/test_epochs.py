@@ -79,7 +79,7 @@ def test_an_announcement_is_read_back_also_in_a_fork() -> None:
     announcement.write(Start(6, 0, ()))
     process = mp.get_context("fork").Process(target=_read_six, args=(announcement,))
     process.start()
-    process.join(60)
+    process.join(180)
     assert process.exitcode == 0
     process.close()
 
@@ -147,7 +147,7 @@ def test_a_forked_process_counts_in_the_same_place() -> None:
     context = mp.get_context("fork")
     process = context.Process(target=_begin_twice, args=(counter,))
     process.start()
-    process.join(60)
+    process.join(180)
     assert process.exitcode == 0
     process.close()
     assert counter.begin(1, 2) == 2

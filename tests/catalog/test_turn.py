@@ -13,7 +13,7 @@ import pytest
 from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.turn import Turn, take_turn
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 180.0
 
 
 @pytest.fixture

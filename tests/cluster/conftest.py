@@ -22,7 +22,7 @@ from distributed import Security
 from tests.cluster.slurm import serve_slurm
 from tests.cluster.sshd import Sshd, serve
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 180.0
 _POLL_S = 0.02
 _HOST = "127.0.0.1"
 _ROOT = Path(__file__).parents[2]

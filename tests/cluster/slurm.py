@@ -17,7 +17,7 @@ import pytest
 
 _PATH = os.environ.get("PATH", "") + ":/usr/sbin:/sbin"
 _PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
-_DEADLINE_S = 30.0
+_DEADLINE_S = 180.0
 _CONF = """\
 ClusterName=test
 SlurmctldHost={host}(127.0.0.1)
@@ -59,7 +59,7 @@ def _free_ports(number: int) -> list[int]:
 
 
 def output(*command: str) -> str:
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     return done.stdout if done.returncode == 0 else f"failed: {done.stderr}"
 
 

@@ -66,7 +66,7 @@ def test_what_is_wrong_is_said_with_its_code(
         capture_output=True,
         text=True,
         cwd=_ROOT,
-        timeout=60,
+        timeout=240,
         check=False,
     )
     assert (done.returncode, done.stdout) == (code, "")
@@ -93,9 +93,9 @@ def test_it_serves_until_the_signal(tmp_path: Path, end: signal.Signals) -> None
             assert file.stat().st_mode & 0o077 == 0
             with Client(scheduler_file=str(file), set_as_default=False) as client:
                 assert client.scheduler.address == about["address"]
-                assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+                assert client.submit(sum, [1, 2]).result(timeout=180) == 3
             process.send_signal(end)
-            assert process.wait(60) == 0
+            assert process.wait(180) == 0
             assert (process.stdout.read(), process.stderr.read()) == ("", "")
         finally:
             process.kill()

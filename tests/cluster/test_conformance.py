@@ -139,7 +139,7 @@ def test_it_says_who_and_where_it_is(used: Use) -> None:
 def test_a_client_computes_and_is_not_the_default(used: Use) -> None:
     with used() as c:
         client = c.client()
-        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=180) == 3
         assert client.direct_to_workers is True
         with pytest.raises(ValueError, match="No clients found"):
             distributed.default_client()
@@ -149,7 +149,7 @@ def test_each_call_makes_another_client(used: Use) -> None:
     with used() as c:
         first, second = c.client(), c.client()
         first.close()
-        assert second.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert second.submit(sum, [1, 2]).result(timeout=180) == 3
         assert c.client() not in (first, second)
 
 
@@ -158,10 +158,10 @@ def test_a_client_serves_other_threads(used: Use) -> None:
         client = c.client()
         seen: list[int] = []
         work = threading.Thread(
-            target=lambda: seen.append(client.submit(sum, [3, 4]).result(timeout=30))
+            target=lambda: seen.append(client.submit(sum, [3, 4]).result(timeout=180))
         )
         work.start()
-        work.join(timeout=60)
+        work.join(timeout=180)
         assert seen == [7]
 
 
@@ -170,8 +170,8 @@ def test_the_address_is_reachable_from_another_process(used: Use) -> None:
         "import distributed, pickle, sys\n"
         "security = pickle.loads(bytes.fromhex(sys.stdin.read()))\n"
         "address = sys.argv[1]\n"
-        "with distributed.Client(address, security=security, timeout=30) as client:\n"
-        "    print(client.submit(sum, [1, 2]).result(timeout=30))\n"
+        "with distributed.Client(address, security=security, timeout=120) as client:\n"
+        "    print(client.submit(sum, [1, 2]).result(timeout=180))\n"
     )
     with used() as c:
         ran = subprocess.run(
@@ -179,7 +179,7 @@ def test_the_address_is_reachable_from_another_process(used: Use) -> None:
             input=pickle.dumps(c.security).hex(),
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, "3\n", "")
@@ -187,7 +187,7 @@ def test_the_address_is_reachable_from_another_process(used: Use) -> None:
 
 def test_a_client_of_dask_takes_the_object(used: Use) -> None:
     with used() as c, distributed.Client(c, set_as_default=False) as client:
-        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=180) == 3
         client.wait_for_workers(_WORKERS)
         assert c.address in client._repr_html_()
 

@@ -82,7 +82,7 @@ with cluster.launch(
     # The host ends what runs there; the scheduler is told and goes on with the other.
     until(lambda: has_ended(lost), "the end of the cut worker")
     until(lambda: "workers=1" in repr(c), "a scheduler that knows of the loss")
-    assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+    assert client.submit(sum, [1, 2]).result(timeout=180) == 3
     link("up")
     until(lambda: "workers=2" in repr(c), "the host's part after it was healed")
     hosts = {{a.split("//")[1].split(":")[0] for a in client.nthreads()}}

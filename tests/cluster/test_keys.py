@@ -26,7 +26,7 @@ _HERE = keys._this_process()
 def dead() -> int:
     """The id of a process that has ended."""
     process = subprocess.Popen(["true"])
-    process.wait(60)
+    process.wait(180)
     return process.pid
 
 
@@ -35,7 +35,7 @@ def zombie() -> Iterator[int]:
     process = subprocess.Popen(["true"])
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     yield process.pid
-    process.wait(60)
+    process.wait(180)
 
 
 @pytest.mark.parametrize(
@@ -124,7 +124,7 @@ def test_a_killed_owner_leaves_nothing(
         if and_its_remover:
             remover.kill()
         owner.send_signal(signal.SIGKILL)
-        owner.wait(60)
+        owner.wait(180)
     if and_its_remover:
         assert len(os.listdir(tmp_path)) == 1
         KeyFolder(tmp_path, {}).remove()

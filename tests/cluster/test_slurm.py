@@ -32,7 +32,7 @@ def test_a_cancelled_job_is_replaced_and_close_leaves_none(
     with cluster.launch("slurm", **options_for(tmp_path)) as launched:
         assert launched.address.startswith("tls://127.0.0.1:")
         client = launched.client()
-        assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+        assert client.submit(sum, [1, 2]).result(timeout=180) == 3
         first = jobs()
         assert len(first) == 2
         output("scancel", first[0])
@@ -42,7 +42,7 @@ def test_a_cancelled_job_is_replaced_and_close_leaves_none(
             ),
             "another job in place of the cancelled one",
         )
-        assert client.submit(sum, [3, 4]).result(timeout=30) == 7
+        assert client.submit(sum, [3, 4]).result(timeout=180) == 7
         assert any(first[1] in name for name in launched.logs())
     wait_until(lambda: jobs() == [], "an empty queue")
     assert os.listdir(tmp_path / "keys") == []
@@ -72,7 +72,7 @@ def test_a_killed_driver_leaves_no_job(tmp_path: Path, wait_until) -> None:
             assert len(jobs()) == 2
         finally:
             driver.send_signal(signal.SIGKILL)
-        driver.wait(30)
+        driver.wait(180)
     wait_until(lambda: jobs() == [], "an empty queue")
 
 

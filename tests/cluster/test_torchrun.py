@@ -36,7 +36,7 @@ if {before}:
 c = cluster.launch("torchrun")
 client = c.client()
 rank = int(os.environ["RANK"])
-assert client.submit(sum, [1, rank]).result(timeout=30) == 1 + rank
+assert client.submit(sum, [1, rank]).result(timeout=180) == 1 + rank
 with open(f"rank-{{rank}}", "w") as file:
     file.write(c.address)
 if not {before}:
@@ -160,12 +160,12 @@ def test_a_command_serves_a_job_until_the_job_is_ended(
     with serve(*_TORCHRUN[1:], *command, "--scheduler-file", str(file)) as served:
         address = json.loads(served.line)["address"]
         with Client(scheduler_file=str(file), set_as_default=False) as client:
-            assert client.submit(sum, [1, 2]).result(timeout=30) == 3
+            assert client.submit(sum, [1, 2]).result(timeout=180) == 3
             assert len(client.nthreads()) == 1
         ranks = psutil.Process(served.process.pid).children()
         assert len(ranks) == 2
         served.process.send_signal(signal.SIGTERM)
-        out, _ = served.process.communicate(timeout=60)
+        out, _ = served.process.communicate(timeout=240)
         assert out == ""  # one line, for both ranks
     wait_until(lambda: not _left_of(address), "the workers' end")
     assert not file.exists()

@@ -95,7 +95,7 @@ def _job(
                 except psutil.Error:
                     continue
             for agent in agents:
-                agent.wait(30)
+                agent.wait(180)
 
 
 def test_a_job_of_two_nodes_from_its_start_over_a_restart_to_its_sudden_end(

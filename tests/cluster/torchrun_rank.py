@@ -14,7 +14,7 @@ folder, certificates = sys.argv[1:]
 dist.init_process_group("gloo")
 c = cluster.launch("torchrun", certificates=certificates)
 client = c.client()
-assert client.submit(sum, [1, 2]).result(timeout=60) == 3
+assert client.submit(sum, [1, 2]).result(timeout=180) == 3
 rank = os.environ["RANK"]
 said = {"address": c.address, "pid": os.getpid(), "agent": os.getppid()}
 file = Path(folder, f"{rank}.json")

@@ -118,7 +118,7 @@ with cluster.connect(address, known) as c:
     lost = workers_of(c)
     os.kill(nanny, signal.SIGKILL)
     until(lambda: both_there(c) and workers_of(c) != lost, "another worker")
-    assert c.client().submit(sum, [1, 2]).result(timeout=60) == 3
+    assert c.client().submit(sum, [1, 2]).result(timeout=180) == 3
 with cluster.connect(address, known) as c:
     (scheduler,) = (p for p, words in of_the_job().items() if "--scheduler" in words)
     os.kill(scheduler, signal.SIGKILL)

@@ -97,7 +97,7 @@ def dask_worker() -> Iterator[str]:
             yield empty.address
         finally:
             worker.terminate()
-            worker.wait(60)
+            worker.wait(180)
 
 
 @pytest.mark.cluster

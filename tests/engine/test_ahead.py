@@ -17,7 +17,7 @@ from dask_loader.errors import DataChangedError, EngineError
 from dask_loader.metrics import Meter
 from dask_loader.read.task import WindowTask
 
-_DEADLINE_S = 60.0
+_DEADLINE_S = 180.0
 
 
 class Refusing:

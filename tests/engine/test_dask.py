@@ -33,7 +33,7 @@ from dask_loader.metrics import Meter
 
 pytestmark = pytest.mark.cluster
 
-_DEADLINE_S = 30.0
+_DEADLINE_S = 180.0
 
 
 def until(condition: Callable[[], bool]) -> bool:

@@ -89,4 +89,4 @@ def test_a_worker_without_the_package_is_named(
                     next(iter(dataset))
         finally:
             worker.kill()
-            worker.wait(60)
+            worker.wait(180)

@@ -269,7 +269,7 @@ def _worker(folder: Path, *prefix: str, **environ: str) -> Iterator[cluster.Clus
             yield launched
         finally:
             worker.kill()
-            worker.wait(60)
+            worker.wait(180)
 
 
 def _needs_mounts() -> None:

@@ -53,7 +53,7 @@ def still_running(mark: str) -> list[psutil.Process]:
                 left.append(process)
         except psutil.Error:
             continue
-    return psutil.wait_procs(left, timeout=30)[1]
+    return psutil.wait_procs(left, timeout=120)[1]
 
 
 def check_that_it_learned(epochs: list[tuple[str, ...]], num_epochs: int) -> None:

@@ -33,7 +33,7 @@ UNTIMED = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 PROPERTY = settings(UNTIMED, max_examples=150, derandomize=True)
 # Each example of these runs an epoch for many ranks, workers or world sizes.
 LARGE_PROPERTY = settings(PROPERTY, max_examples=80)
-MANY = settings(UNTIMED, max_examples=300)
+MANY = settings(UNTIMED, max_examples=200)
 
 
 # ---- order

@@ -27,7 +27,7 @@ class _Together(_RangeHandler):
     def do_GET(self) -> None:
         asked = self.headers.get("Range", "")
         if self.gate is not None and asked.startswith("bytes=4-"):
-            self.gate.wait(60)
+            self.gate.wait(180)
         super().do_GET()
 
 

@@ -373,7 +373,7 @@ def test_dask_workers_read_s3_with_the_users_credentials(
             found = next(batches)["id"].tolist()
             for page in client.run_on_scheduler(_web_pages):
                 with suppress(HTTPError):  # a task that is forgotten by now
-                    with urlopen(f"{address}/{page}", timeout=60) as answer:
+                    with urlopen(f"{address}/{page}", timeout=240) as answer:
                         pages.append(answer.read().decode())
             for batch in batches:
                 found += batch["id"].tolist()
