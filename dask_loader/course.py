@@ -12,9 +12,11 @@ from contextlib import closing
 from dataclasses import asdict, replace
 from typing import Any, TypeVar
 
+from torch.utils.data import get_worker_info
+
 from dask_loader.batch.epochs import MAX_STAGES, EpochCounter, Start
 from dask_loader.catalog.catalog import Catalog
-from dask_loader.errors import ConfigError, ResumeError
+from dask_loader.errors import ConfigError, DaskLoaderError, ResumeError
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.local import (
     Part,
@@ -196,6 +198,9 @@ class Course:
     ) -> Generator[Item, None, None]:
         """Hand on a run's batches, counting them; closes them when it is closed.
 
+        After an error of ours the next iteration goes on where this one stands, as if its
+        state had been loaded: what is left of the epoch must not be lost in silence.
+
         Args:
             progress: Of the run.
             items: Its batches.
@@ -203,7 +208,16 @@ class Course:
                 end with the dataset's end.
         """
         with closing(items):
-            for item in items:
+            while True:
+                try:
+                    item = next(items)
+                except StopIteration:
+                    break
+                except DaskLoaderError:
+                    # A DataLoader worker ends; others have not come as far.
+                    if get_worker_info() is None and self._progress is progress:
+                        self._go_on_from(progress)
+                    raise
                 progress.num_items += 1
                 # Another epoch may have been set or begun in between.
                 self._progress = progress
@@ -211,6 +225,20 @@ class Course:
                 yield item
             self._untouched = None
         del owner
+
+    def _go_on_from(self, progress: Progress) -> None:
+        """Make the next iteration begin where this one stands, if anything is left."""
+        deal, done = progress.run.deal, progress.num_items
+        if self._options.batch_size is None:
+            here, items = progress.begun(), done
+            over = done >= deal.num_rank_rows(progress.run.world.rank)
+        else:
+            here, items = progress.position(), 0
+            over = done >= progress.run.num_steps
+        if not over:
+            start = Start(here.epoch, here.rows, here.stages, items)
+            self._resume(start, over=False)
+            self._progress = progress  # the state is still this
 
     def note_skipped(self, window: WindowData) -> None:
         """Remember a window that others' rows came in place of."""

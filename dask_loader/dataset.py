@@ -344,7 +344,9 @@ class ParquetDataset(IterableDataset[Any]):
     # ---- iterating ------------------------------------------------------------------
 
     def set_epoch(self, epoch: int) -> None:
-        """Make `epoch` the next one; without it each new iteration is the next epoch.
+        """Make `epoch` the next one.
+
+        Without it each new iteration is the next epoch, or what an error left of this one.
 
         A loaded position in that epoch stays; of a loaded epoch that was at its end there
         is nothing left to come.
@@ -355,7 +357,7 @@ class ParquetDataset(IterableDataset[Any]):
         self._course.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Begin the next epoch.
+        """Begin the next epoch, or go on after an error.
 
         Not a generator, so that all this happens when iter() is called.
 

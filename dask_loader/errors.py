@@ -39,6 +39,7 @@ programs; they survive pickling.
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from typing import Any
 
 _USER = re.compile(r"(?<=://)[^/?#\s'\"]*@")
@@ -54,6 +55,21 @@ def hide_secrets(text: str) -> str:
     if "://" not in text:
         return text
     return _SECRET.sub(r"\1***", _USER.sub("", text))
+
+
+class WithoutSecrets:
+    """A dataclass with repr=False that holds paths: they are shown by hide_secrets.
+
+    Dask prints the tasks that it is given.
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        """Show the fields as other dataclasses do."""
+        shown = [f for f in fields(self) if f.repr]  # type: ignore[arg-type]
+        values = ", ".join(f"{f.name}={getattr(self, f.name)!r}" for f in shown)
+        return hide_secrets(f"{type(self).__name__}({values})")
 
 
 class DaskLoaderError(Exception):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from dask_loader.catalog.catalog import Catalog
+from dask_loader.catalog.provenance import public_path
 from dask_loader.options import DatasetOptions
 from dask_loader.plan.order import row_line
 from dask_loader.plan.quality import Quality, quality_of
@@ -66,7 +67,9 @@ def _data_lines(catalog: Catalog) -> list[str]:
         lines.append(f"filters: {catalog.total_rows} of {all_rows} rows are kept")
         lines += _unread_lines(catalog)
     if catalog.skipped:
-        named = ", ".join(repr(path) for path, _ in catalog.skipped[:_MAX_NAMED])
+        named = ", ".join(
+            repr(public_path(path)) for path, _ in catalog.skipped[:_MAX_NAMED]
+        )
         more = len(catalog.skipped) - _MAX_NAMED
         lines.append(
             f"left out as they cannot be read: {len(catalog.skipped)} files, {named}"

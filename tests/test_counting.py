@@ -302,7 +302,7 @@ def test_counts_that_cannot_be_true_are_counted_anew(
 def _kept(file: Path) -> pa.Table:
     from dask_loader.catalog.cache import _unpack
 
-    return _unpack(file.read_bytes())
+    return _unpack(file.read_bytes(), file.name)
 
 
 def _rewrite(file: Path, column: str, change: Any) -> None:
@@ -311,7 +311,7 @@ def _rewrite(file: Path, column: str, change: Any) -> None:
     table = _kept(file)
     place, kind = table.schema.get_field_index(column), table.schema.field(column).type
     values = pa.array(change(table[column].to_pylist()), kind)
-    file.write_bytes(_pack(table.set_column(place, column, values)))
+    file.write_bytes(_pack(table.set_column(place, column, values), file.name))
 
 
 def test_an_error_while_counting_is_the_same_at_each_start_and_leaves_no_turn(

@@ -25,6 +25,7 @@ from typing import Any
 import pyarrow as pa
 
 from dask_loader.catalog.turn import Turn, take_turn
+from dask_loader.errors import hide_secrets
 
 # Changes with the meaning of what is stored.
 _MAGIC = b"dask_loader footers 1\n"
@@ -68,7 +69,8 @@ class FooterCache:
         except FileNotFoundError:
             return None
         except (OSError, ValueError, pa.ArrowException) as error:
-            _log.debug("footer cache: %s of %r not used: %s", kind, key, error)
+            shown = hide_secrets(key)
+            _log.debug("footer cache: %s of %r not used: %s", kind, shown, error)
             return None
 
     def save(self, kind: str, key: str, table: pa.Table) -> None:
@@ -80,7 +82,7 @@ class FooterCache:
             table: Of any columns.
         """
         try:
-            packed = _pack(table)
+            packed = _pack(table, _name(kind, key))
             if len(packed) > _MAX_FILE_BYTES:
                 raise ValueError(f"{len(packed)} bytes are too many for one file")
             os.makedirs(self.folder, mode=0o700, exist_ok=True)
@@ -88,7 +90,8 @@ class FooterCache:
                 _write(_name(kind, key), packed, folder)
                 _make_room(folder)
         except (OSError, ValueError, pa.ArrowException) as error:
-            _log.debug("footer cache: %s of %r not kept: %s", kind, key, error)
+            shown = hide_secrets(key)
+            _log.debug("footer cache: %s of %r not kept: %s", kind, shown, error)
 
     @contextmanager
     def turn(self, kind: str, key: str, *, wait_s: float) -> Iterator[Turn]:
@@ -106,7 +109,8 @@ class FooterCache:
                 name = _name(f"turn-for-{kind}", key)
                 turn = held.enter_context(take_turn(name, folder, wait_s=wait_s))
             except (OSError, ValueError) as error:
-                _log.debug("footer cache: no turn for %s of %r: %s", kind, key, error)
+                shown = hide_secrets(key)
+                _log.debug("footer cache: no turn for %s of %r: %s", kind, shown, error)
                 turn = Turn.NONE
             yield turn
 
@@ -170,7 +174,7 @@ def _read(name: str, folder: int) -> pa.Table:
         if found.st_size > _MAX_FILE_BYTES:
             raise ValueError(f"{name!r} has {found.st_size} bytes, too many")
         packed = file.read()
-        table = _unpack(packed)
+        table = _unpack(packed, name)
         with suppress(OSError):
             os.utime(file.fileno())  # used just now
         return table
@@ -208,27 +212,29 @@ def _make_room(folder: int) -> None:
                 os.unlink(name, dir_fd=folder)
 
 
-def _pack(table: pa.Table) -> bytes:
+def _pack(table: pa.Table, name: str) -> bytes:
     codec = "zstd" if pa.Codec.is_available("zstd") else None
     sink = pa.BufferOutputStream()
     options = pa.ipc.IpcWriteOptions(compression=codec)
     with pa.ipc.new_stream(sink, table.schema, options=options) as writer:
         writer.write_table(table)
     payload: bytes = sink.getvalue().to_pybytes()
-    return _MAGIC + _checksum(payload) + payload
+    return _MAGIC + _checksum(payload, name) + payload
 
 
-def _unpack(packed: bytes) -> pa.Table:
+def _unpack(packed: bytes, name: str) -> pa.Table:
     head = len(_MAGIC) + _DIGEST_BYTES
     payload: Any = memoryview(packed)[head:]
     if not packed.startswith(_MAGIC):
         raise ValueError("it is none of ours, or of another version")
-    if _checksum(payload) != packed[len(_MAGIC) : head]:
+    if _checksum(payload, name) != packed[len(_MAGIC) : head]:
         raise ValueError("its checksum is wrong")
     table = pa.ipc.open_stream(pa.py_buffer(payload)).read_all()
     table.validate(full=True)
     return table
 
 
-def _checksum(payload: Any) -> bytes:
-    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES).digest()
+def _checksum(payload: Any, name: str) -> bytes:
+    # With the file's name: one that was put in another's place is damaged.
+    key = name.encode()
+    return hashlib.blake2b(payload, digest_size=_DIGEST_BYTES, key=key).digest()

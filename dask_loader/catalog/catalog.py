@@ -31,13 +31,13 @@ from dask_loader.catalog.schema import choose_columns
 from dask_loader.catalog.storage import Sight, Stamp, Storage
 from dask_loader.catalog.summarized import SummaryFooters
 from dask_loader.catalog.summary import Summary
-from dask_loader.errors import ColumnError, ConfigError, SchemaError
+from dask_loader.errors import ColumnError, ConfigError, SchemaError, WithoutSecrets
 
 Ints = NDArray[np.int64]
 
 
-@dataclass(frozen=True, slots=True)
-class FileEntry:
+@dataclass(frozen=True, slots=True, repr=False)
+class FileEntry(WithoutSecrets):
     """One file and the version of it that the catalog speaks of.
 
     Attributes:
@@ -53,8 +53,8 @@ class FileEntry:
     identity: str = field(default="", compare=False)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Catalog:
+@dataclass(frozen=True, kw_only=True, slots=True, repr=False)
+class Catalog(WithoutSecrets):
     """All row groups of a dataset, in the files' order.
 
     Attributes:

@@ -26,7 +26,7 @@ from dask_loader.catalog.summarized import (
     warn_of_others,
 )
 from dask_loader.catalog.summary import SCHEMA_ONLY, SUMMARY, Summary, is_summary
-from dask_loader.errors import ConfigError, DataNotFoundError
+from dask_loader.errors import ConfigError, DataNotFoundError, WithoutSecrets
 
 # In a folder these endings are taken for data; a file named outright may be called
 # anything.
@@ -35,8 +35,8 @@ _GLOB = re.compile(r"[*?\[]")
 _DIGITS = re.compile(r"(\d+)")
 
 
-@dataclass(frozen=True, slots=True)
-class Found:
+@dataclass(frozen=True, slots=True, repr=False)
+class Found(WithoutSecrets):
     """The files of a dataset.
 
     Attributes:

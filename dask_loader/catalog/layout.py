@@ -21,7 +21,7 @@ from dask_loader.catalog.keys import Partitioning, check_partitioning
 from dask_loader.catalog.storage import Sight, Storage
 from dask_loader.catalog.summarized import check_suspects
 from dask_loader.catalog.summary import is_summary
-from dask_loader.errors import BadFileError, ConfigError, SchemaError
+from dask_loader.errors import BadFileError, ConfigError, SchemaError, hide_secrets
 
 # Bad files that a text names; explain() counts the others.
 MAX_NAMED = 10
@@ -171,4 +171,4 @@ def _warn(bad: Mapping[str, str], num_files: int) -> None:
         f"{len(bad)} of {num_files} files are left out, as they are no readable Parquet "
         f"(on_bad_files='skip'); how many rows they should have is not known: {named}{more}"
     )
-    warnings.warn(text, stacklevel=5)
+    warnings.warn(hide_secrets(text), stacklevel=5)

@@ -6,6 +6,7 @@ not displace each other, and a file that is added or changed costs its own row o
 
 from __future__ import annotations
 
+import hashlib
 import os.path
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +14,7 @@ import pyarrow as pa
 
 from dask_loader.catalog.cache import FooterCache
 from dask_loader.catalog.storage import Storage
-from dask_loader.errors import DataChangedError
+from dask_loader.errors import DataChangedError, hide_secrets
 
 # What the cache keeps of files that are no longer in the dataset, or are in another one
 # below the same folder.
@@ -151,4 +152,10 @@ def root_of(paths: Sequence[str]) -> str:
 
 
 def _path_bytes(path: str) -> bytes:
-    return path.encode("utf-8", "surrogatepass")
+    name = path.encode("utf-8", "surrogatepass")
+    shown = hide_secrets(path)
+    if shown == path:
+        return name
+    # What a password or a signature stood for is told apart, and not kept.
+    digest = hashlib.blake2b(name, digest_size=16).hexdigest()
+    return f"{shown} {digest}".encode("utf-8", "surrogatepass")

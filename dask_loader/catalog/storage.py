@@ -217,7 +217,10 @@ class Storage:
 
     def scrub(self, text: str) -> str:
         """Return a text without any of the options' values, and what URLs hold of such."""
-        for secret in sorted(_texts(dict(self.options)), key=len, reverse=True):
+        given = dict(self.options)
+        if self.pickled:
+            given = getattr(self.fsspec(), "storage_options", {})
+        for secret in sorted(_texts(given), key=len, reverse=True):
             text = text.replace(secret, "***")
         return hide_secrets(text)
 
@@ -455,5 +458,7 @@ def _texts(value: Any) -> Iterator[str]:
     elif isinstance(value, list | tuple | set):
         for item in value:
             yield from _texts(item)
+    elif isinstance(value, bytes):
+        yield from _texts(value.decode("latin-1"))
     elif isinstance(value, str) and len(value) > 3:
         yield value

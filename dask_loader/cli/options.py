@@ -6,6 +6,7 @@ import ast
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
@@ -20,10 +21,16 @@ def _literal(*kinds: type, is_secret: bool = False) -> Callable[[str], Any]:
 
     Args:
         *kinds: What it may be.
-        is_secret: Never print it.
+        is_secret: Never print it; "@FILE" takes it from a file, as a command line can be
+            seen by all users of a machine.
     """
 
     def read(text: str) -> Any:
+        if is_secret and text.startswith("@"):
+            try:
+                text = Path(text[1:]).read_text()
+            except (OSError, UnicodeDecodeError) as error:
+                raise click.BadParameter(f"cannot read {text[1:]!r}: {error}") from None
         for parse in (json.loads, ast.literal_eval):
             try:
                 found = parse(text)
@@ -116,7 +123,8 @@ _OPTIONS = [
         "--storage-options",
         type=_literal(dict, is_secret=True),
         metavar="OPTIONS",
-        help="For fsspec, in JSON or Python.",
+        help="For fsspec, in JSON or Python; @FILE for a file that holds them: other users "
+        "of this machine see a command line.",
     ),
     click.option(
         "--partitioning",

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from dask_loader.engine.reach import Sample
+from dask_loader.errors import hide_secrets
 from dask_loader.read.task import WindowTask
 from dask_loader.transfer.window import WindowData
 
@@ -135,7 +136,7 @@ def chain_prefix(token: str, stream: int) -> str:
 
 
 def describe_slices(task: WindowTask) -> str:
-    """Name the row groups of a task, for error texts."""
+    """Name the row groups of a task, for errors, logs and the state."""
     named = [f"row group {s.row_group} of {s.path!r}" for s in task.slices[:2]]
     more = len(task.slices) - len(named)
-    return " and ".join(named) + (f" and {more} more" if more else "")
+    return hide_secrets(" and ".join(named) + (f" and {more} more" if more else ""))

@@ -110,22 +110,28 @@ class Connection:
                 return
             if not lost.silent and self._answers():
                 return
-            # Other threads need not wait as long for what has just not come.
-            if self._gone is not None and (
+            just_gone = self._gone is not None and (
                 time.monotonic() - self._gone_since_s < _FOREIGN_PATIENCE_S
-            ):
-                raise SchedulerUnreachableError(str(self._gone))
-            log.warning(
-                "lost the Dask scheduler at %s (%s); connecting again",
-                self._where.address,
-                str(lost),  # whoever keeps the record must not keep windows
             )
+            if not just_gone:
+                log.warning(
+                    "lost the Dask scheduler at %s (%s); connecting again",
+                    self._where.address,
+                    str(lost),  # whoever keeps the record must not keep windows
+                )
             self._drop()
+            # Other threads need not wait as long for what has just not come. Who begins
+            # anew after the error finds one that is back.
+            patience_s = _KNOCK_S[0] if just_gone else self._patience_s
             try:
-                self.live = Live(self._again(str(lost)), lost.generation + 1)
+                client = self._again(str(lost), patience_s)
             except SchedulerUnreachableError as error:
+                if just_gone:
+                    raise SchedulerUnreachableError(str(self._gone)) from None
                 self._gone, self._gone_since_s = error, time.monotonic()
                 raise
+            self._gone = None
+            self.live = Live(client, lost.generation + 1)
 
     def close(self) -> None:
         """Disconnect; the scheduler then forgets our futures. Safe twice."""
@@ -133,13 +139,13 @@ class Connection:
             self._drop()
             self._runner.stop()
 
-    def _again(self, why: str) -> Any:
+    def _again(self, why: str, patience_s: float) -> Any:
         began = time.monotonic()
         knocks = 0
         while True:
             if self._stop.is_set():
                 raise ClosedError("the dataset was closed while it was being read")
-            left_s = self._patience_s - (time.monotonic() - began)
+            left_s = patience_s - (time.monotonic() - began)
             timeout_s = min(left_s, _KNOCK_S[min(knocks, len(_KNOCK_S) - 1)])
             knocks += 1
             try:
@@ -151,7 +157,7 @@ class Connection:
                     raise SchedulerUnreachableError(
                         f"the Dask scheduler at {self._where.address!r} answered before "
                         f"and was lost ({why}), and did not come back within "
-                        f"{self._patience_s:g} s; check that it runs, and start again "
+                        f"{patience_s:g} s; check that it runs, and start again "
                         "from the last state"
                     ) from error
             self._stop.wait(_PAUSE_S)

@@ -43,6 +43,7 @@ from dask_loader.engine.functions import Functions
 from dask_loader.engine.hunger import HungerReports
 from dask_loader.engine.reach import Reach, Sample
 from dask_loader.engine.share import HAND_OVER_VARIABLE, Sharing
+from dask_loader.engine.unseen import run_unseen
 from dask_loader.engine.watch import (
     LOOK_AROUND_S,
     Begun,
@@ -60,10 +61,10 @@ from dask_loader.errors import (
 from dask_loader.read.task import WindowTask
 from dask_loader.read.transform import Function, load_function
 from dask_loader.transfer.parcel import Parcel
+from dask_loader.transfer.received import window_in
 from dask_loader.transfer.shared import Loan, SlabName
 from dask_loader.transfer.slabs import SlabPool
-from dask_loader.transfer.texts import unpack_texts
-from dask_loader.transfer.window import WindowData, block_bytes, lay_out
+from dask_loader.transfer.window import WindowData
 from dask_loader.transfer.writer import Outcome
 
 log = logging.getLogger(__name__)
@@ -305,8 +306,7 @@ class DaskEngine:
     def _submit_function(client: Any, function: Function) -> Any:
         return client.submit(
             load_function,
-            function.name,
-            function.payload,
+            function,
             key=f"load-transform-{function.key}",
         )
 
@@ -406,17 +406,14 @@ class DaskEngine:
             return window
         assert loan is not None
         accepted = loan.accept() if found is Outcome.DONE else None
-        if accepted is None:
+        whole = None
+        if accepted is not None:
+            whole = window_in(task.options.forms, task.num_rows, *accepted)
+        if whole is None:
             loan.drop()
             return None
-        block, packed = accepted
-        forms = task.options.forms
-        block = block[: block_bytes(forms, task.num_rows)]
-        window = WindowData(task.num_rows, lay_out(forms, task.num_rows, block))
-        window.home = loan.name
-        if len(packed):
-            window.texts = unpack_texts(packed)
-        return window
+        whole.home = loan.name
+        return whole
 
     def _ask_sharing(self, slab: SlabName, workers: list[str]) -> Mapping[str, bool]:
         return self._run_on(workers, probe, slab)
@@ -433,9 +430,7 @@ class DaskEngine:
 
         async def ask(address: str) -> Any:
             # One by one: a worker that is silent must not silence the others.
-            answering = client._run(
-                function, item, workers=[address], on_error="return"
-            )
+            answering = run_unseen(client, function, item, address)
             return (await asyncio.wait_for(answering, ASK_TIMEOUT_S))[address]
 
         async def ask_all() -> list[Any]:

@@ -25,7 +25,12 @@ from dask_loader.catalog.discover import Found
 from dask_loader.catalog.encryption import ENCRYPTED_MAGIC
 from dask_loader.catalog.patience import DEADLINE_S
 from dask_loader.catalog.storage import Stamp, Storage
-from dask_loader.errors import DaskLoaderError, StorageError, WorkerEnvironmentError
+from dask_loader.errors import (
+    DaskLoaderError,
+    StorageError,
+    WithoutSecrets,
+    WorkerEnvironmentError,
+)
 
 _MAGICS = (b"PAR1", ENCRYPTED_MAGIC)
 _MOST_FILES = 4
@@ -42,8 +47,8 @@ _MOST_LINES = 20
 Findings = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
+@dataclass(frozen=True, slots=True, repr=False)
+class Sample(WithoutSecrets):
     """Files that stand for all of a dataset.
 
     Attributes:
@@ -55,8 +60,8 @@ class Sample:
     files: tuple[tuple[str, Stamp], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
+@dataclass(frozen=True, slots=True, repr=False)
+class Seen(WithoutSecrets):
     """What a worker saw.
 
     Attributes:

@@ -21,7 +21,7 @@ from contextlib import ExitStack
 import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
-from dask_loader.errors import StorageError
+from dask_loader.errors import BadFileError, StorageError
 from dask_loader.read.files import OpenFiles, decode_error, look_again, trim
 from dask_loader.read.pieces import kept_tables, open_slice, require_rows
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
@@ -187,8 +187,11 @@ class Chain:
             cursor = _Cursor(self._files, options, piece, forms)
         try:
             yield from cursor.read(piece)
-        except BaseException:
+        except BaseException as error:
             cursor.close()
+            if isinstance(error, BadFileError):
+                # What cannot be read may be another file; see OpenFiles.borrow.
+                options.storage.check(piece.path, piece.stamp)
             raise
         finally:
             self._give_back(bundle, cursor)

@@ -9,6 +9,7 @@ from dask_loader.catalog.fit import Fit
 from dask_loader.catalog.forms import Form
 from dask_loader.catalog.storage import Stamp, Storage
 from dask_loader.catalog.vocabulary import Vocabulary
+from dask_loader.errors import WithoutSecrets
 from dask_loader.read.nulls import NullPolicy
 
 if TYPE_CHECKING:
@@ -54,8 +55,8 @@ class ReadOptions:
         return tuple(name for name in names if name not in self.filter_columns)
 
 
-@dataclass(frozen=True, slots=True)
-class SliceTask:
+@dataclass(frozen=True, slots=True, repr=False)
+class SliceTask(WithoutSecrets):
     """Kept rows [start, stop) of one row group.
 
     Attributes:

@@ -76,7 +76,7 @@ class Function:
         """
         if self._function is None:
             assert self._payload is not None
-            self._function = load_function(self.name, self._payload)
+            self._function = _loaded(self.name, self._payload)
         return self._function(table)
 
     def without_payload(self) -> Function:
@@ -296,12 +296,18 @@ def _unloaded(name: str, payload: bytes) -> Function:
     return function
 
 
-def load_function(name: str, payload: bytes) -> Callable[[pa.Table], Any]:
-    """Return a function from its bytes, the same one each time.
+def load_function(function: Function) -> Callable[[pa.Table], Any]:
+    """Return what a Function that has travelled calls, the same one each time.
+
+    It is given whole, not as bytes, which Dask would print with the task.
 
     Raises:
         TransformError: This process cannot load it.
     """
+    return _loaded(function.name, function.payload)
+
+
+def _loaded(name: str, payload: bytes) -> Callable[[pa.Table], Any]:
     try:
         function: Callable[[pa.Table], Any] = _load(payload)
     except Exception as error:  # whatever its modules raise

@@ -15,16 +15,20 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import stat
 from pathlib import Path
 from typing import Protocol
 
+log = logging.getLogger(__name__)
+
 _FOLDER_PREFIX = "dask-loader-"
 _LOCK_NAME = "owner"
 _NEW_LOCK_NAME = "new owner"
 _PRIVATE = 0o600
+_OF_THIS_LENGTH = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 
 
 class Place(Protocol):
@@ -59,10 +63,12 @@ class MemfdPlace:
 
     def make(self, num_bytes: int) -> tuple[int, str]:
         """Make a memfd."""
-        fd = os.memfd_create("dask-loader", os.MFD_CLOEXEC)
+        fd = os.memfd_create("dask-loader", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.fchmod(fd, _PRIVATE)
             os.posix_fallocate(fd, 0, num_bytes)
+            # Nobody can cut it short under those who have it mapped (SIGBUS).
+            fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _OF_THIS_LENGTH)
         except BaseException:
             os.close(fd)
             raise
@@ -122,8 +128,12 @@ class FolderPlace:
     def close(self) -> None:
         """Remove the folder."""
         if not self._closed and os.getpid() == self._pid:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 _remove_folder(self._folder)
+            except FileNotFoundError:
+                pass
+            except OSError as error:  # somebody has put something else in its place
+                log.warning("%s is left behind: %s", self._folder, error)
             os.close(self._lock)
         self._closed = True
 
@@ -158,9 +168,18 @@ def _create(path: Path) -> int:
 
 
 def _remove_folder(folder: Path) -> None:
-    # The lock file last: without it nobody would take the folder for abandoned.
-    names = sorted(os.listdir(folder), key=lambda name: name == _LOCK_NAME)
-    for name in names:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(folder / name)
+    # Where somebody has put a link in its place, what that leads to is none of ours.
+    opened = os.open(
+        folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    )
+    try:
+        if os.fstat(opened).st_uid != os.geteuid():
+            raise PermissionError(f"{str(folder)!r} is not this user's own")
+        # The lock file last: without it nobody would take the folder for abandoned.
+        names = sorted(os.listdir(opened), key=lambda name: name == _LOCK_NAME)
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=opened)
+    finally:
+        os.close(opened)
     os.rmdir(folder)

@@ -13,6 +13,10 @@ Arrow IPC stream. The header's words, int64:
     4     bytes of the texts
     5     1 while another process reads it (DataLoader workers lend theirs)
 
+What is in it is not checked by more than these words: who can open it is this user, and
+could as well change the process that reads it. Words that make no sense are not believed,
+and the window is read again.
+
 Who may write is decided by the kernel. A writer opens the file anew for each task and
 holds an exclusive flock while it writes; it writes only if the generation is the one it
 was told and not done. The owner begins a new generation under the same lock. So a writer
@@ -85,15 +89,22 @@ class _Slab:
         self.header = header_of(self.memory)
         self.nonce = (secrets.randbits(62), secrets.randbits(62))
         self.header[:2] = self.nonce
+        self.generation = 0
         self.num_bytes = length
 
     def next_generation(self) -> bool:
-        """Begin a loan; False if a writer of an earlier one may still write."""
+        """Begin a loan; False if a writer of an earlier one may still write.
+
+        Also if somebody has written over its name: no writer would find it.
+        """
+        if tuple(self.header[:2].tolist()) != self.nonce:
+            return False
         try:
             fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
-        self.header[GENERATION] += 1
+        self.generation += 1
+        self.header[GENERATION] = self.generation
         fcntl.flock(self.fd, fcntl.LOCK_UN)
         return True
 
@@ -105,9 +116,7 @@ class Loan:
         self._pool = pool
         self._slab = slab
         self._ended = False
-        self.name = SlabName(
-            slab.path, slab.nonce, int(slab.header[GENERATION]), slab.num_bytes
-        )
+        self.name = SlabName(slab.path, slab.nonce, slab.generation, slab.num_bytes)
 
     def finish(self) -> None:
         """Say that the owner itself writes the slab."""
@@ -123,8 +132,11 @@ class Loan:
         header = self._slab.header
         if int(header[DONE]) != self.name.generation or self._ended:
             return None
+        num_text_bytes = int(header[TEXT_BYTES])
+        if not 0 <= num_text_bytes <= self._slab.num_bytes - HEADER_BYTES:
+            return None
         self._ended = True
-        return self._pool.lease(self._slab)
+        return self._pool.lease(self._slab, num_text_bytes)
 
     def give_back(self) -> None:
         """End a loan that nobody needs; its writer may still be at work."""
@@ -200,13 +212,12 @@ class SharedPool:
         assert accepted is not None
         return accepted[0][:num_bytes], loan.name
 
-    def lease(self, slab: _Slab) -> tuple[Block, Block]:
+    def lease(self, slab: _Slab, num_text_bytes: int) -> tuple[Block, Block]:
         """See Loan.accept."""
-        texts = int(slab.header[TEXT_BYTES])
         lease = np.frombuffer(slab.memory, dtype=np.uint8)
         weakref.finalize(lease, self._free.append, slab).atexit = False
-        block = lease[HEADER_BYTES : slab.num_bytes - texts]
-        return block, lease[slab.num_bytes - texts :]
+        stop = slab.num_bytes - num_text_bytes
+        return lease[HEADER_BYTES:stop], lease[stop:]
 
     def free(self, slab: _Slab) -> None:
         """Let a slab be lent again."""

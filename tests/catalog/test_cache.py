@@ -70,6 +70,21 @@ def test_a_damaged_file_counts_as_absent_and_is_written_anew(
     assert cache.load("answers", "key").equals(TABLE)
 
 
+def test_a_file_in_the_place_of_another_counts_as_absent(cache: FooterCache) -> None:
+    cache.save("answers", "key", TABLE)
+    file = only_file(cache)
+    cache.save("answers", "other", OTHER)
+    (other,) = set(Path(cache.folder).iterdir()) - {file}
+    other.replace(file)
+    assert cache.load("answers", "key") is None
+    cache.save("footers", "key", TABLE)
+    for kept in Path(cache.folder).glob("*.footers"):
+        kept.replace(kept.with_suffix(".answers"))
+    assert cache.load("answers", "key") is None
+    cache.save("answers", "key", TABLE)
+    assert cache.load("answers", "key").equals(TABLE)
+
+
 def test_a_table_of_another_version_counts_as_absent(
     cache: FooterCache, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -266,7 +266,7 @@ def _kept_paths(cache: FooterCache) -> list[bytes]:
 def _table(file: Path) -> pa.Table:
     from dask_loader.catalog.cache import _unpack
 
-    return _unpack(file.read_bytes())
+    return _unpack(file.read_bytes(), file.name)
 
 
 def test_damaged_cache_files_cost_time_and_change_nothing(

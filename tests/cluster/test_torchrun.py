@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from distributed import Client
 from torch.distributed import TCPStore
@@ -16,6 +21,7 @@ import cluster
 from cluster import SpecError, StartError
 from cluster.programs import Programs
 from cluster.restarts import RestartPolicy
+from dask_loader import ParquetDataset
 from tests.cluster.serving import serve
 
 _ROOT = Path(__file__).parents[2]
@@ -47,6 +53,41 @@ _TORCHRUN = (
 )
 
 
+_EPOCH_SCRIPT = """
+import json, os, signal, sys
+import torch.distributed as dist
+import cluster
+from dask_loader import ParquetDataset
+
+folder, options, kill_after = sys.argv[1], json.loads(sys.argv[2]), int(sys.argv[3])
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+c = cluster.launch("torchrun", workers=1)
+
+def scheduler():
+    client = c.client()
+    try:
+        return client.run_on_scheduler(os.getpid)
+    finally:
+        client.close()
+
+first = scheduler()
+ids = []
+with ParquetDataset(folder + "/data", client=c, worker_timeout="2 min", **options) as d:
+    for number, batch in enumerate(d, 1):
+        ids.append(batch["id"].tolist())
+        if number == kill_after:
+            dist.barrier()  # all ranks are in the middle of the epoch
+            if rank == 0:
+                os.kill(first, signal.SIGKILL)
+with open(f"{folder}/rank-{rank}", "w") as file:
+    json.dump({"ids": ids, "is another": scheduler() != first}, file)
+dist.barrier()
+c.close()
+dist.destroy_process_group()
+"""
+
+
 def _left_of(address: str) -> list[int]:
     found = psutil.process_iter(["cmdline"])
     return [p.pid for p in found if address in (p.info["cmdline"] or [])]
@@ -64,6 +105,48 @@ def test_all_ranks_share_one_cluster_that_ends_with_the_job(
     address = (tmp_path / "rank-0").read_text()
     assert (tmp_path / "rank-1").read_text() == address
     wait_until(lambda: not _left_of(address), "the workers' end")
+
+
+@pytest.mark.cluster
+@pytest.mark.torchrun
+@pytest.mark.slow
+@pytest.mark.faults
+def test_an_epoch_goes_on_over_the_death_of_its_scheduler(tmp_path: Path) -> None:
+    num_ranks, num_rows, kill_after = 2, 20_000, 11
+    (tmp_path / "data").mkdir()
+    table = pa.table({"id": range(num_rows)})
+    pq.write_table(table, tmp_path / "data" / "0.parquet", row_group_size=250)
+    options: dict[str, Any] = {
+        "batch_size": 125,
+        "shuffle": True,
+        "shuffle_window": 250,
+        "num_splits": num_ranks,
+        "memory_limit": "64 MiB",
+    }
+    script = tmp_path / "script.py"
+    script.write_text(_EPOCH_SCRIPT)
+    arguments = (str(script), str(tmp_path), json.dumps(options), str(kill_after))
+    ran = subprocess.run(
+        [sys.executable, *_TORCHRUN, *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(_ROOT), "OMP_NUM_THREADS": "1"},
+        timeout=240,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    for rank in range(num_ranks):
+        with ParquetDataset(
+            tmp_path / "data",
+            client="threads",
+            rank=rank,
+            world_size=num_ranks,
+            **options,
+        ) as dataset:
+            wanted = [batch["id"].tolist() for batch in dataset]
+        assert len(wanted) > 5 * kill_after
+        said = json.loads((tmp_path / f"rank-{rank}").read_text())
+        assert said == {"ids": wanted, "is another": True}
 
 
 @pytest.mark.cluster

@@ -22,7 +22,9 @@ from dask_loader.errors import WindowError
 from dask_loader.read.files import OpenFiles
 from dask_loader.read.task import WindowTask
 from dask_loader.read.window import read_window
+from dask_loader.transfer.shared import TEXT_BYTES, Loan, header_of
 from dask_loader.transfer.window import WindowData
+from dask_loader.transfer.writer import Mappings
 
 pytestmark = pytest.mark.cluster
 
@@ -297,6 +299,23 @@ def test_a_dictionary_of_long_texts_changes_no_batch_and_memory_is_shared_again(
 def _first_task(dataset: ParquetDataset) -> WindowTask:
     run = dataset._course.plan_whole(dataset.world, 0)
     return dataset._pipeline().partitions(run)[0][0]
+
+
+def test_windows_in_slabs_that_somebody_wrote_to_are_read_again(
+    make_engine, tasks, monkeypatch
+):
+    accept, mappings, values = Loan.accept, Mappings(), [-1, 1 << 40, 64, 1 << 20]
+
+    def tampered(loan: Loan) -> Any:
+        if values:
+            header_of(mappings.map_for_reading(loan.name))[TEXT_BYTES] = values.pop()
+        return accept(loan)
+
+    monkeypatch.setattr(Loan, "accept", tampered)
+    engine = make_engine("memory")
+    assert_right(get(engine, tasks, 0), tasks)
+    assert not values
+    mappings.drop_idle(0.0)
 
 
 # ---- no room -----------------------------------------------------------------------

@@ -123,6 +123,9 @@ def test_a_foreign_scheduler_that_is_gone_is_named_and_the_state_goes_on_elsewhe
         ):
             got.extend(batches)
         state = dataset.state_dict()
+        if what == signal.SIGSTOP:  # it is back at once, for the same dataset too
+            scheduler.send_signal(signal.SIGCONT)
+            assert_same(got + list(dataset), wanted)
     with ParquetDataset(wide_data, client="threads", **OPTIONS) as dataset:
         dataset.load_state_dict(state)
         assert_same(got + list(dataset), wanted)

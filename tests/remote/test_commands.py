@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,6 +63,23 @@ def test_a_store_that_fails_is_one_line_on_stderr(
     (said,) = result.stderr.splitlines()
     assert said.startswith("Error: cannot look at 'bucket/data")
     assert text in said
+
+
+def test_options_may_lie_in_a_file(
+    data: str, s3_options: dict[str, Any], tmp_path: Path
+) -> None:
+    file = tmp_path / "options.json"
+    for content, code in ((json.dumps(s3_options), 0), (f'["{SECRET}"]', 2)):
+        file.write_text(content)
+        given = ["--storage-options", f"@{file}", "--batch-size", "400"]
+        result = CliRunner().invoke(main, ["plan", data, *given])
+        assert result.exit_code == code, result.output
+        assert SECRET not in result.output + result.stderr
+    file.unlink()
+    result = CliRunner().invoke(main, ["plan", data, *given])
+    assert result.exit_code == 2
+    assert "cannot read" in result.stderr
+    assert "No such file" in result.stderr
 
 
 @pytest.mark.parametrize("given", [f'{{"secret": "{SECRET}"', f'["{SECRET}"]'])

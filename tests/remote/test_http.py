@@ -82,6 +82,28 @@ def test_metadata_on_a_web_server_stands_for_its_files(
         dataset(f"{web.url}/_metadata")
 
 
+@pytest.mark.parametrize("with_tags", [True, False])
+def test_a_file_that_changes_within_a_row_group_is_told_however_it_is_found(
+    web: RangeServer, with_tags: bool
+) -> None:
+    web.with_tags = with_tags
+    file = web.folder / "a.parquet"
+    file.write_bytes(parquet(0, 40_000, row_group_size=40_000))
+    options = {"columns": ["id"], "shuffle_window": 400, "batch_size": 100}
+    with ParquetDataset(
+        f"{web.url}/a.parquet", client="threads", footer_cache=False, **options
+    ) as ds:
+        batches = iter(ds)
+        assert next(batches)["id"].tolist() == list(range(100))
+        # Not Parquet any more where its pages were.
+        file.write_bytes(bytes(file.stat().st_size))
+        os.utime(file, (1_000_000_000, 1_000_000_000))
+        with pytest.raises(DataChangedError, match="make the dataset again"):
+            list(batches)
+        with pytest.raises(DataChangedError, match="make the dataset again"):
+            list(ds)
+
+
 def test_a_signature_in_an_address_is_used_and_never_printed(web: RangeServer) -> None:
     url = f"{web.url}/a.parquet?X-Amz-Signature={SIGNATURE}"
     with dataset(url) as ds:

@@ -2,9 +2,10 @@
 
 killed_script.py DATA OUT RUN GLOBAL_BATCH [VICTIM AT_STEP]
 
-Each rank appends the ids of each batch to OUT/RUN-<rank>.jsonl before it takes part in the
-step. Rank 0 saves OUT/state.json after every third step, when all ranks have done it. The
-victim kills itself, as the kernel would, in the middle of a step.
+Each rank appends the ids of each batch to OUT/RUN.<restarts>-<rank>.jsonl before it takes
+part in the step. Rank 0 saves OUT/state.json after every third step, when all ranks have
+done it. The victim kills itself, as the kernel would, in the middle of a step; not once
+more where torchrun has started it again.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ def main() -> None:
     dist.init_process_group("gloo")
     rank, world_size = dist.get_rank(), dist.get_world_size()
     state = Path(out, "state.json")
+    restarts = os.environ["TORCHELASTIC_RESTART_COUNT"]
+    if restarts != "0":
+        victim = []
     with (
         ParquetDataset(
             data,
@@ -38,13 +42,14 @@ def main() -> None:
             uneven="pad",
             client="threads",
         ) as dataset,
-        Path(out, f"{run}-{rank}.jsonl").open("w") as log,
+        Path(out, f"{run}.{restarts}-{rank}.jsonl").open("w") as log,
     ):
         loader = DataLoader(dataset)
         if state.exists():
             loader.load_state_dict(json.loads(state.read_text()))
         for step, batch in enumerate(loader, 1):
             print(json.dumps(batch["id"].tolist()), file=log, flush=True)
+            dist.all_reduce(torch.ones(1))  # all ranks have written
             if victim == [str(rank), str(step)]:
                 os.kill(os.getpid(), signal.SIGKILL)
             dist.all_reduce(torch.ones(1))
