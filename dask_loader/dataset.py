@@ -117,7 +117,8 @@ class ParquetDataset(IterableDataset[Any]):
             row's number in the row group, before filtering) and `__padded__` (bool, True
             for copies, of uneven="pad" or on_error). The batches are the same otherwise.
         memory_limit: Decoded bytes that this rank may have under way and in hand.
-        verify_checksums: Check the pages' checksums where the files have them.
+        verify_checksums: Check the pages' checksums where the files have them; stats()
+            counts the rows of the others, `unchecked_rows`.
         worker_timeout: Longest wait for a Dask worker to exist.
         window_timeout: Longest wait for the next window while its Dask worker lives.
         rank_timeout: Longest wait at the begin of an epoch for the other ranks, where

@@ -12,6 +12,7 @@ LABELS = {
     "bytes": ("B", "decoded bytes of these windows"),
     "skipped_windows": ("1", "windows that other rows came in place of (on_error)"),
     "skipped_rows": ("1", "rows of these windows"),
+    "unchecked_rows": ("1", "rows read from pages without a checksum to verify"),
     "wait_s": ("s", "time the consumer waited for windows"),
     "total_s": ("s", "time from each iteration's start to its last batch"),
 }

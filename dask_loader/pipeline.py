@@ -201,7 +201,7 @@ class Pipeline:
             allocate=self._pool_for(registry).lease,
             files=self._files,
             loosen=self._loosen,
-            skipped=self._note_skipped,
+            arrived=self._note_arrived,
         )
         return self._cut(run, batcher, Turn())
 
@@ -275,7 +275,7 @@ class Pipeline:
             allocate=pool.lease,
             files=self._files,
             loosen=self._loosen,
-            skipped=self._note_skipped,
+            arrived=self._note_arrived,
         )
 
     def _cut(
@@ -290,10 +290,13 @@ class Pipeline:
             self._meter.add("total_s", now - mark)
             mark = now
 
-    def _note_skipped(self, window: WindowData) -> None:
-        self._meter.add("skipped_windows", 1)
-        self._meter.add("skipped_rows", window.num_rows)
-        self._skipped(window)
+    def _note_arrived(self, window: WindowData) -> None:
+        if window.unchecked_rows:
+            self._meter.add("unchecked_rows", window.unchecked_rows)
+        if window.stands_for:
+            self._meter.add("skipped_windows", 1)
+            self._meter.add("skipped_rows", window.num_rows)
+            self._skipped(window)
 
     def _count(self, step: Step) -> None:
         rows = sum(piece.stop - piece.start for piece in step.pieces)

@@ -105,6 +105,7 @@ def test_files_are_read_with_keys_in_order_and_shuffled(folder: Path) -> None:
         assert ids(batches) == list(range(2 * ROWS))
         assert [x for b in batches for x in b["secret"].tolist()][9] == 4.5
         assert [t for b in batches for t in b["text"]][100] == "row 100"
+        assert dataset.stats()["unchecked_rows"] == 0  # nobody can look
     options = {"shuffle": True, "filters": [("secret", ">=", 20.0)]}
     with make(folder, decryption=partial(properties, KEYS), **options) as dataset:
         assert sorted(ids(dataset)) == list(range(40, 2 * ROWS))

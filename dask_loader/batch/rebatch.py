@@ -40,7 +40,7 @@ class Rebatcher:
         allocate: Callable[[int], Block] | None = None,
         files: Sequence[str] | None = None,
         loosen: Loosen | None = None,
-        skipped: Callable[[WindowData], None] | None = None,
+        arrived: Callable[[WindowData], None] | None = None,
     ) -> None:
         """Begin without any window.
 
@@ -54,9 +54,9 @@ class Rebatcher:
             files: Names of the catalog's files, where batches shall say where their rows
                 came from and windows have the columns for it.
             loosen: What texts and lists become; Python's where None.
-            skipped: Told of each window that stands for one that could not be read.
+            arrived: Told of each window.
         """
-        self._skipped = skipped
+        self._arrived = arrived
         self._loosen = loosen
         self._names = tuple(names)
         self._take = take
@@ -148,8 +148,8 @@ class Rebatcher:
             self._num_taken += 1
             if window.stands_for:
                 self._stand_ins.add(number)
-                if self._skipped is not None:
-                    self._skipped(window)
+            if self._arrived is not None:
+                self._arrived(window)
         return self._windows[number]
 
     def _finish(self, numbers: Iterable[int]) -> None:

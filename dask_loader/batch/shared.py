@@ -67,7 +67,8 @@ class Outbox:
             for g in window.groups
         )
         texts = pack_texts(window.texts).to_pybytes() if window.texts else b""
-        return Sent(window.home, texts, window.num_rows, groups, window.stands_for)
+        told = (window.stands_for, window.unchecked_rows)
+        return Sent(window.home, texts, window.num_rows, groups, *told)
 
 
 class Sent:
@@ -82,6 +83,7 @@ class Sent:
         num_rows: int = 0,
         groups: tuple[tuple[GroupKind, int, int], ...] = (),
         stands_for: str = "",
+        unchecked_rows: int = 0,
     ) -> None:
         """Describe a window.
 
@@ -92,12 +94,14 @@ class Sent:
             groups: For each group of columns where its block begins in the slab, and its
                 bytes.
             stands_for: See WindowData.
+            unchecked_rows: See WindowData.
         """
         self.home = home
         self._packed = packed
         self._num_rows = num_rows
         self._groups = groups
         self._stands_for = stands_for
+        self._unchecked_rows = unchecked_rows
         self._lease: Block | None = None
 
     def open(self) -> WindowData:
@@ -117,7 +121,11 @@ class Sent:
                 f"({self.home.path!r}); the worker died, or runs as another user"
             )
         lease, self._lease = self._lease, None
-        window = WindowData(self._num_rows, stands_for=self._stands_for)
+        window = WindowData(
+            self._num_rows,
+            stands_for=self._stands_for,
+            unchecked_rows=self._unchecked_rows,
+        )
         for kind, start, num_bytes in self._groups:
             block = lease[start : start + num_bytes]
             window.groups.append(make_group(kind, self._num_rows, block))
@@ -133,6 +141,7 @@ class Sent:
             self._num_rows,
             self._groups,
             self._stands_for,
+            self._unchecked_rows,
         )
 
 

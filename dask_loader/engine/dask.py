@@ -413,6 +413,8 @@ class DaskEngine:
             loan.drop()
             return None
         whole.home = loan.name
+        # Another program's word may be anything.
+        whole.unchecked_rows = min(max(0, loan.unchecked_rows), task.num_rows)
         return whole
 
     def _ask_sharing(self, slab: SlabName, workers: list[str]) -> Mapping[str, bool]:

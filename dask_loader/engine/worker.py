@@ -164,7 +164,7 @@ def _write(
 
     window = _read(task, own, allocate)
     if not window.texts:
-        writing.finish(slab.generation, 0)
+        writing.finish(slab.generation, 0, window.unchecked_rows)
         return Outcome.DONE
     packed = pack_texts(window.texts)
     length = -(-packed.size // _TEXT_ALIGNMENT) * _TEXT_ALIGNMENT
@@ -177,7 +177,7 @@ def _write(
         return Parcel(window)
     start = len(writing.block) - length
     writing.block[start : start + packed.size] = memoryview(packed)
-    writing.finish(slab.generation, length)
+    writing.finish(slab.generation, length, window.unchecked_rows)
     return Outcome.DONE
 
 

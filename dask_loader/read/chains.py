@@ -22,6 +22,7 @@ import pyarrow as pa
 
 from dask_loader.catalog.forms import Form
 from dask_loader.errors import BadFileError, StorageError
+from dask_loader.read.checksums import unchecked_rows
 from dask_loader.read.files import OpenFiles, decode_error, look_again, trim
 from dask_loader.read.pieces import kept_tables, open_slice, require_rows
 from dask_loader.read.task import ReadOptions, SliceTask, WindowTask
@@ -142,6 +143,7 @@ class Chain:
         self._announced: list[int] = []  # first rows of windows not yet read
         self._cursors: dict[int, _Cursor] = {}
         self._bundles: Bundles | None = None
+        self._is_checked = True
         self.last_used_s = time.monotonic()
         self.has_ended = False
 
@@ -187,6 +189,7 @@ class Chain:
             cursor = _Cursor(self._files, options, piece, forms)
         try:
             yield from cursor.read(piece)
+            self._is_checked = cursor.is_checked
         except BaseException as error:
             cursor.close()
             if isinstance(error, BadFileError):
@@ -195,6 +198,10 @@ class Chain:
             raise
         finally:
             self._give_back(bundle, cursor)
+
+    def unchecked_rows(self, piece: SliceTask) -> int:
+        """Return how many of a slice's rows nothing verified; once they were read."""
+        return 0 if self._is_checked else piece.stop - piece.start
 
     def close(self) -> None:
         """Close the cursors; nobody may be reading."""
@@ -255,6 +262,7 @@ class _Cursor:
         self._files = files
         self._options = options
         self._rest: pa.Table | None = None
+        self.is_checked = True  # known once some rows were read
 
     def read(self, piece: SliceTask) -> Iterator[pa.Table]:
         """Yield rows [start, stop); rows before them are decoded and dropped."""
@@ -268,6 +276,8 @@ class _Cursor:
             low = max(piece.start - self.position, 0)
             high = min(piece.stop - self.position, table.num_rows)
             self._rest = table.slice(high) if high < table.num_rows else None
+            if not self.position:
+                self.is_checked = not unchecked_rows(self._file, piece, self._options)
             self.position += high
             if low < high:
                 yield table.slice(low, high - low)

@@ -29,7 +29,12 @@ from dask_loader.errors import (
     DataError,
     StorageError,
 )
-from dask_loader.read.ranges import RangedParquet, RangeFile
+from dask_loader.read.ranges import (
+    HEAD_BYTES,
+    RangedParquet,
+    RangeFile,
+    chunk_range,
+)
 
 # Footers of wide tables take megabytes, and each handle a descriptor.
 _MAX_IDLE = 32
@@ -212,11 +217,28 @@ class LocalFile(pq.ParquetFile):  # type: ignore[misc]
 
     def __init__(self, path: str, **options: Any) -> None:
         self._file = pa.OSFile(path)
+        self._first_read: tuple[int, int] | None = None
         try:
             super().__init__(self._file, buffer_size=_LOCAL_BUFFER_BYTES, **options)
         except BaseException:
             self._file.close()
             raise
+
+    def expect(self, row_group: int, leaves: Sequence[int]) -> None:
+        """Remember which column chunk is read first."""
+        self._first_read = (row_group, leaves[0]) if leaves else None
+
+    @property
+    def first_header(self) -> bytes | None:
+        """The begin of the first page's header, of what was expected last.
+
+        None if that was nothing.
+        """
+        if self._first_read is None:
+            return None
+        row_group, leaf = self._first_read
+        start, _ = chunk_range(self.metadata.row_group(row_group).column(leaf))
+        return bytes(self._file.read_at(HEAD_BYTES, start))
 
     def close(self, force: bool = False) -> None:
         """Close the file; nothing can be read any more. Safe twice."""
@@ -266,13 +288,13 @@ def _dictionary_leaves(footer: Any, names: Sequence[str]) -> list[int]:
 
 
 def expect(file: pq.ParquetFile, row_group: int, leaves: Sequence[int]) -> None:
-    """Tell a remote file which column chunks are read next.
+    """Tell a file which column chunks are read next; a remote one fetches them.
 
     Raises:
         FileNotFoundError: It is gone.
         StorageError: The store denies access, or fails again and again.
     """
-    if isinstance(file, RangedParquet):
+    if isinstance(file, RangedParquet | LocalFile):
         file.expect(row_group, leaves)
 
 

@@ -176,6 +176,8 @@ def kept_tables(
     made = [form for form in forms if form.made]
     transform = options.transform
     read, needed, leaves = _needs(file, options, forms)
+    if not leaves:  # else it is told where they are read
+        expect(file, task.row_group, leaves)
     row_bytes = sum(form.row_bytes for form in forms)
     all_fixed = needed == set(read) and transform is None
     all_fixed = all_fixed and all(form.has_stored_width for form in forms)

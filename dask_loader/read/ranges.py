@@ -27,6 +27,8 @@ _AT_ONCE = 4
 # What is fetched ahead of decoding takes no more than this; a larger row group is read
 # through a buffer for each column instead.
 AHEAD_BYTES = 64 << 20
+# A page header up to its checksum: three fields of at most 6 bytes, and the field's head.
+HEAD_BYTES = 24
 
 Range = tuple[int, int]
 
@@ -58,6 +60,12 @@ class RangeFile(io.RawIOBase):
         self._position = 0
         self._ahead: list[tuple[int, bytes]] = []
         self._expected: list[Range] | None = None
+        self._watched: int | None = None
+        self.head: bytes | None = None
+
+    def watch(self, start: int | None) -> None:
+        """Keep the first bytes of what is read from there on, as `head`."""
+        self._watched, self.head = start, None if start is None else b""
 
     def expect(self, chunks: Sequence[Range]) -> None:
         """Fetch what is about to be read, if it is not too much; forget what was before.
@@ -122,6 +130,12 @@ class RangeFile(io.RawIOBase):
         if stop <= start:
             return b""
         self._position = stop
+        found = self._read(start, stop)
+        if start == self._watched:
+            self.head = found[:HEAD_BYTES]
+        return found
+
+    def _read(self, start: int, stop: int) -> bytes:
         for first, part in self._ahead:
             if first <= start and stop <= first + len(part):
                 return part[start - first : stop - first]
@@ -158,7 +172,17 @@ class RangedParquet(pq.ParquetFile):  # type: ignore[misc]
     def expect(self, row_group: int, leaves: Sequence[int]) -> None:
         """Fetch some column chunks of a row group; see RangeFile.expect."""
         group = self.metadata.row_group(row_group)
-        self._ranges.expect([_chunk_range(group.column(leaf)) for leaf in leaves])
+        chunks = [chunk_range(group.column(leaf)) for leaf in leaves]
+        self._ranges.watch(chunks[0][0] if chunks else None)
+        self._ranges.expect(chunks)
+
+    @property
+    def first_header(self) -> bytes | None:
+        """The begin of the first page's header, of what was expected and read last.
+
+        None if nothing was expected.
+        """
+        return self._ranges.head
 
     def settle(self) -> bool:
         """Whether no look is needed; see RangeFile.settle."""
@@ -169,7 +193,8 @@ class RangedParquet(pq.ParquetFile):  # type: ignore[misc]
         self._ranges.forget()
 
 
-def _chunk_range(chunk: Any) -> Range:
+def chunk_range(chunk: Any) -> Range:
+    """Return where a column chunk lies."""
     start = chunk.data_page_offset
     # Some writers put 0 where there is no dictionary.
     if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < start:

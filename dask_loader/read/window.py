@@ -18,6 +18,7 @@ from dask_loader.plan.order import Ints, permutation
 from dask_loader.read.ahead import open_slices
 from dask_loader.read.cast import MisfitError
 from dask_loader.read.chains import CHAIN_BYTES, Chain
+from dask_loader.read.checksums import unchecked_rows
 from dask_loader.read.codes import code_of, encode
 from dask_loader.read.columns import copy_fixed, fill_text
 from dask_loader.read.files import OpenFiles, check_texts
@@ -74,7 +75,9 @@ def read_window(
     order = None if task.key is None else permutation(num_rows, *task.key)
     sink = _Sink(task, window, order)
     for index, bundle in enumerate(_bundles(task, chain)):
-        parts = _parts(task, files, chain, index, bundle)
+        # Each slice is counted once, with the first columns that are read of it.
+        unchecked = window if index == 0 else None
+        parts = _parts(task, files, chain, index, bundle, unchecked)
         if order is None:
             for part in parts:
                 sink.put(part)
@@ -162,6 +165,7 @@ def _parts(
     chain: Chain | None,
     index: int,
     bundle: Sequence[Form],
+    unchecked: WindowData | None,
 ) -> Iterator[_Part]:
     options = task.options
     if chain is not None:
@@ -169,6 +173,8 @@ def _parts(
         for table in chain.tables(options, piece, index, bundle):
             yield piece, bundle, at, table
             at += table.num_rows
+        if unchecked is not None:
+            unchecked.unchecked_rows += chain.unchecked_rows(piece)
         return
     start = 0
     for piece, opened in open_slices(files, options, task.slices, bundle):
@@ -186,6 +192,8 @@ def _parts(
                 for table in table_pieces(file, piece, options, part):
                     yield piece, part, at, table
                     at += table.num_rows
+            if unchecked is not None:
+                unchecked.unchecked_rows += unchecked_rows(file, piece, options)
         start += piece.stop - piece.start
 
 

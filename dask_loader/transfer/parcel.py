@@ -46,16 +46,18 @@ class Parcel:
         buffers += [wrap(group.block.data) for group in window.groups]
         if window.texts:
             buffers.append(wrap(pack_texts(window.texts)))
-        return _rebuild, (window.num_rows, kinds, bool(window.texts), buffers)
+        state = (window.num_rows, window.unchecked_rows, kinds, bool(window.texts))
+        return _rebuild, (*state, buffers)
 
 
 def _rebuild(
     num_rows: int,
+    unchecked_rows: int,
     kinds: list[GroupKind],
     has_texts: bool,
     buffers: list[Any],
 ) -> Parcel:
-    window = WindowData(num_rows)
+    window = WindowData(num_rows, unchecked_rows=unchecked_rows)
     for kind, buffer in zip(kinds, buffers[1:], strict=False):
         block = np.frombuffer(buffer, dtype=np.uint8)
         if (

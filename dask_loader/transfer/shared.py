@@ -12,6 +12,7 @@ Arrow IPC stream. The header's words, int64:
     3     done: the generation whose window is whole
     4     bytes of the texts
     5     1 while another process reads it (DataLoader workers lend theirs)
+    6     the window's unchecked rows (window.py)
 
 What is in it is not checked by more than these words: who can open it is this user, and
 could as well change the process that reads it. Words that make no sense are not believed,
@@ -47,7 +48,7 @@ from dask_loader.transfer.places import Place
 from dask_loader.transfer.window import Block
 
 HEADER_BYTES = 4096
-GENERATION, DONE, TEXT_BYTES, IN_USE = 2, 3, 4, 5
+GENERATION, DONE, TEXT_BYTES, IN_USE, UNCHECKED = 2, 3, 4, 5, 6
 _NUM_WORDS = 8
 # Slabs are made in steps of this, so that windows of slightly different lengths can use
 # each other's.
@@ -110,12 +111,18 @@ class _Slab:
 
 
 class Loan:
-    """A slab lent to one task. Ends with accept(), give_back() or drop(), once."""
+    """A slab lent to one task. Ends with accept(), give_back() or drop(), once.
+
+    Attributes:
+        name: For its writer.
+        unchecked_rows: The window's, once it was accepted.
+    """
 
     def __init__(self, pool: SharedPool, slab: _Slab) -> None:
         self._pool = pool
         self._slab = slab
         self._ended = False
+        self.unchecked_rows = 0
         self.name = SlabName(slab.path, slab.nonce, slab.generation, slab.num_bytes)
 
     def finish(self) -> None:
@@ -135,6 +142,7 @@ class Loan:
         num_text_bytes = int(header[TEXT_BYTES])
         if not 0 <= num_text_bytes <= self._slab.num_bytes - HEADER_BYTES:
             return None
+        self.unchecked_rows = int(header[UNCHECKED])
         self._ended = True
         return self._pool.lease(self._slab, num_text_bytes)
 

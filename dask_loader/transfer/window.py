@@ -62,6 +62,7 @@ class WindowData:
         texts: Text and binary columns, immutable.
         home: Names the shared slab that the groups lie in; None for private memory.
         stands_for: What it was read in place of, in words; "" if it is what was asked for.
+        unchecked_rows: Rows from pages without a checksum; see read/checksums.py.
     """
 
     num_rows: int
@@ -69,6 +70,7 @@ class WindowData:
     texts: dict[str, pa.Array] = field(default_factory=dict)
     home: Any = None
     stands_for: str = ""
+    unchecked_rows: int = 0
 
     @property
     def arrays(self) -> dict[str, NDArray[np.generic]]:

@@ -21,6 +21,7 @@ from dask_loader.transfer.shared import (
     GENERATION,
     HEADER_BYTES,
     TEXT_BYTES,
+    UNCHECKED,
     SlabName,
     header_of,
 )
@@ -58,11 +59,14 @@ class Writing:
         if memory is not None:
             self.block = np.frombuffer(memory, dtype=np.uint8)[HEADER_BYTES:]
 
-    def finish(self, generation: int, num_text_bytes: int) -> None:
+    def finish(
+        self, generation: int, num_text_bytes: int, unchecked_rows: int = 0
+    ) -> None:
         """Say that the window is whole, its texts at the slab's very end."""
         assert self._memory is not None
         header = header_of(self._memory)
         header[TEXT_BYTES] = num_text_bytes
+        header[UNCHECKED] = unchecked_rows
         header[DONE] = generation
         self.outcome = Outcome.DONE
 
