@@ -24,21 +24,18 @@ from dask_loader import ParquetDataset
 from dask_loader.read import files
 
 GROUP_ROWS, NUM_GROUPS = 250_000, 14
-LocalFile: Any = files.LocalFile
+LocalFile = files.LocalFile
 
 
-class MappedFile(pq.ParquetFile):  # type: ignore[misc]
+class MappedFile(LocalFile):
     """What LocalFile would be if it mapped."""
 
     def __init__(self, path: str, **options: Any) -> None:
         with open(path, "rb") as file:
-            self._mapping: Any = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        super().__init__(pa.BufferReader(pa.py_buffer(self._mapping)), **options)
-
-    def close(self, force: bool = False) -> None:
-        """Let go of the mapping."""
-        super().close(force)
-        self.reader = self._mapping = None
+            mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._file = pa.BufferReader(pa.py_buffer(mapping))
+        self._first_read = None
+        pq.ParquetFile.__init__(self, self._file, **options)
 
 
 WAYS: dict[str, tuple[Any, bool]] = {
@@ -48,11 +45,11 @@ WAYS: dict[str, tuple[Any, bool]] = {
 }
 
 
-def write(path: Path, compression: str) -> None:
+def write(path: Path, compression: str, num_groups: int) -> None:
     """Write numbers of four types with page checksums."""
     rng = np.random.default_rng(0)
     rows, writer = GROUP_ROWS, None
-    for _ in range(NUM_GROUPS):
+    for _ in range(num_groups):
         columns: dict[str, Any] = {}
         for i in range(16):
             columns[f"f{i}"] = rng.standard_normal(rows, np.float32)
@@ -95,9 +92,10 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=9)
     parser.add_argument("--shuffle", action="store_true")
     parser.add_argument("--compression", default="snappy")
+    parser.add_argument("--row-groups", type=int, default=NUM_GROUPS)
     given = parser.parse_args()
     if not given.path.exists():
-        write(given.path, given.compression)
+        write(given.path, given.compression, given.row_groups)
     found: dict[str, list[float]] = {way: [] for way in WAYS}
     cpu_s(given.path, "read, checked", shuffle=given.shuffle)
     for number in range(given.runs):
