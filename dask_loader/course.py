@@ -216,7 +216,7 @@ class Course:
                 except DaskLoaderError:
                     # A DataLoader worker ends; others have not come as far.
                     if get_worker_info() is None and self._progress is progress:
-                        self._go_on_from(progress)
+                        self.go_on_from(progress)
                     raise
                 progress.num_items += 1
                 # Another epoch may have been set or begun in between.
@@ -226,7 +226,7 @@ class Course:
             self._untouched = None
         del owner
 
-    def _go_on_from(self, progress: Progress) -> None:
+    def go_on_from(self, progress: Progress) -> None:
         """Make the next iteration begin where this one stands, if anything is left."""
         deal, done = progress.run.deal, progress.num_items
         if self._options.batch_size is None:

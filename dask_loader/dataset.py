@@ -32,7 +32,7 @@ from dask_loader.course import Course
 from dask_loader.engine.ahead import Ahead
 from dask_loader.engine.where import resolve_client
 from dask_loader.engine.worker import run_table
-from dask_loader.errors import ClosedError, ConfigError
+from dask_loader.errors import ClosedError, ConfigError, DaskLoaderError
 from dask_loader.explain import explain
 from dask_loader.metrics import Meter
 from dask_loader.options import DatasetOptions, OnError
@@ -512,7 +512,11 @@ class ParquetDataset(IterableDataset[Any]):
         """
         world, mesh = self.world, self._given_world[2]
         progress = self._course.begin(world)
-        self._agreement.check(world, mesh, self._course.terms(progress.run))
+        try:
+            self._agreement.check(world, mesh, self._course.terms(progress.run))
+        except DaskLoaderError:
+            self._course.go_on_from(progress)  # this epoch is still to come
+            raise
         return progress
 
     def _new_agreement(self) -> Agreement:

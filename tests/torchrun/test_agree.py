@@ -36,7 +36,7 @@ def test_ranks_that_agree_read_and_those_that_differ_are_named(small_data, tmp_p
         "position": "rows done is 0 on ranks 0, 1, 240 on rank 2",
         "vocabulary": "vocabulary is '' on ranks 0, 1, '",
     }
-    ranks = run(small_data, tmp_path, *texts, "same")
+    ranks = run(small_data, tmp_path, *texts, "again", "same")
     for scenario, text in texts.items():
         for rank, found in enumerate(ranks):
             (only,) = found[scenario]
@@ -44,6 +44,11 @@ def test_ranks_that_agree_read_and_those_that_differ_are_named(small_data, tmp_p
             assert text in only["text"]
             assert f"(this is rank {rank})" in only["text"]
             assert only["rank"] == rank
+    # The epoch over which they differed is still to come.
+    for rank, found in enumerate(ranks):
+        differed, agreed = found["again"]
+        assert "epoch is 0 on ranks 0, 2, 4 on rank 1" in differed["text"], rank
+        assert agreed["ids"] == found["same"][0]["ids"], rank
     for number in range(3):  # two epochs of one dataset and one of another
         batches = [found["same"][number]["ids"] for found in ranks]
         assert len({len(each) for each in batches}) == 1
