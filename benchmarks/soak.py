@@ -41,6 +41,8 @@ import pyarrow.parquet as pq
 _ROWS = 240_000
 _GROUP_ROWS = 5_000
 _END_S = 120.0
+# To tell growth from starting up.
+_LEAST_EPOCHS = 3
 # The window is in rows: one in bytes would depend on the columns.
 ORDER: dict[str, Any] = {
     "batch_size": 1000,
@@ -176,7 +178,7 @@ def shared_files() -> set[str]:
 
 def judge(found: list[dict[str, Any]], args: argparse.Namespace) -> list[str]:
     """Return what is wrong with the samples."""
-    if len(found) < 3:
+    if len(found) < _LEAST_EPOCHS:
         return [f"only {len(found)} epochs: run it for longer"]
     wrong = [f"epoch {s['epoch']}: {s['wrong']}" for s in found if s["wrong"]]
     steady = found[len(found) // 3 :]
@@ -271,7 +273,8 @@ def rank(args: argparse.Namespace) -> int:
             got = [batch["id"].numpy() for batch in checked(loader)]
             everyone: list[Any] = [None] * world_size
             dist.all_gather_object(everyone, got)
-            over = [time.monotonic() - began > 60 * args.minutes]
+            enough = epoch + 1 >= _LEAST_EPOCHS
+            over = [enough and time.monotonic() - began > 60 * args.minutes]
             if own == 0:
                 write_sample(args, epoch, epoch_began, everyone)
             dist.broadcast_object_list(over)

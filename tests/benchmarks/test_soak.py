@@ -19,7 +19,7 @@ def test_ranks_and_dataloader_workers_outlive_kills_with_each_id_once(tmp_path):
     # Memory is still growing into its size in the first minute: --growth is wide.
     done = subprocess.run(
         [
-            *(sys.executable, str(PROGRAM), "--minutes", "0.25", "--kill-every", "4"),
+            *(sys.executable, str(PROGRAM), "--minutes", "0.25", "--kill-every", "6"),
             *("--growth", "1.0"),
         ],
         capture_output=True,

@@ -34,8 +34,10 @@ def log_of(folder: Path, what: str) -> str:
     return "".join(file.read_text() for file in sorted(folder.glob(f"{what}-*.log")))
 
 
-def status_of(client: Any) -> str:
-    (worker,) = client.scheduler_info()["workers"].values()
+def status_of(client: Any, folder: Path) -> str:
+    workers = client.scheduler_info()["workers"].values()
+    assert workers, f"the worker is gone:\n{log_of(folder, 'worker')}"
+    (worker,) = workers
     return str(worker["status"])
 
 
@@ -72,7 +74,7 @@ def test_a_full_spill_disk_costs_no_row_and_a_paused_worker_is_named(
         got = [next(batches)]
 
         def fill() -> bool:
-            if status_of(client) == "paused":
+            if status_of(client, parts.folder) == "paused":
                 return True
             if all(f.done() for f in others):
                 others.append(client.submit(ones, len(others), pure=False))
@@ -88,7 +90,9 @@ def test_a_full_spill_disk_costs_no_row_and_a_paused_worker_is_named(
         state = dataset.state_dict()
     assert len(got) < len(wanted)
     others.clear()
-    wait_until(lambda: status_of(client) == "running", "the worker to go on")
+    wait_until(
+        lambda: status_of(client, parts.folder) == "running", "the worker to go on"
+    )
     with ParquetDataset(wide_data, **options) as dataset:
         dataset.load_state_dict(state)
         assert_same(wanted[: len(got)] + list(dataset), wanted)
