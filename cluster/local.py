@@ -18,7 +18,7 @@ from distributed import LocalCluster, SpecCluster
 
 from cluster.errors import StartError
 from cluster.loop import LoopThread
-from cluster.quiet import LOG_LEVEL, dask_quiet
+from cluster.quiet import dask_quiet
 from cluster.restarts import RestartPolicy, Restarts
 from cluster.spec import ClusterSpec
 from cluster.worker import WorkerOptions, WorkerProcess
@@ -151,7 +151,7 @@ class LocalLauncher:
             # health, its metrics), and warns when the default port is taken.
             dashboard_address=f"{_HOST}:0",
             scheduler_kwargs={"dashboard": spec.dashboard},
-            silence_logs=LOG_LEVEL,
+            silence_logs=False,  # dask_quiet() does it, and only to Dask's own lines
             **options,
         )
         await self._cluster

@@ -16,9 +16,9 @@ _DASKS = ("distributed", "bokeh", "tornado")
 def dask_quiet() -> Iterator[None]:
     """Keep Dask's own log handlers from writing what is no error.
 
-    LocalCluster's silence_logs does this too, but ends with the first of two clusters,
-    and before the last lines of closing. What else a program writes by these handlers
-    is left alone.
+    LocalCluster's silence_logs does this too, but to whatever a program writes by these
+    handlers, and it ends with the first of two clusters and before the last lines of
+    closing.
     """
 
     def is_error(record: logging.LogRecord) -> bool:

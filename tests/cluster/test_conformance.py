@@ -27,6 +27,7 @@ from cluster import (
     WorkersMissingError,
 )
 from cluster.hunger import TOPIC
+from tests.asking import workers_of
 from tests.cluster.slurm import options_for
 
 pytestmark = pytest.mark.cluster
@@ -198,9 +199,7 @@ def test_logs_are_told_by_name(used: Use) -> None:
         logging.getLogger("distributed.worker").error("the task's own words")
 
     with used() as c:
-        names = {
-            str(w["name"]) for w in c.client().scheduler_info()["workers"].values()
-        }
+        names = {str(w["name"]) for w in workers_of(c.client()).values()}
         c.client().run(say)
         logs = c.logs(num_lines=1)
         # A queue's jobs have files besides.

@@ -18,6 +18,7 @@ import dask_loader.engine.hunger
 from cluster import NotOwnedError, SpecError
 from cluster.hunger import TOPIC, Hunger, Listener, Look, clamp
 from dask_loader import ParquetDataset
+from tests.asking import workers_of
 
 _ROWS, _GROUP = 4000, 20
 _READ_S = 0.05
@@ -141,7 +142,7 @@ def test_workers_follow_a_loader(tmp_path: Path, wait_until) -> None:
         client = c.client()
 
         def num_workers() -> int:
-            return len(client.scheduler_info()["workers"])
+            return len(workers_of(client))
 
         with ParquetDataset(
             tmp_path,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 import cluster
+from tests.asking import workers_of
 from tests.cluster.conftest import WaitUntil
 
 yaml = pytest.importorskip("yaml")
@@ -235,5 +236,5 @@ def test_their_commands_start_a_cluster_with_tls(
         start("worker", [*worker, *here], DASK_WORKER_NAME="w")
         with cluster.connect(address, cluster.load_certificates(certs)) as connected:
             connected.wait_for_workers(1)
-            (info,) = connected.client().scheduler_info()["workers"].values()
+            (info,) = workers_of(connected.client()).values()
             assert (info["nthreads"], info["memory_limit"]) == (1, 4 << 30)

@@ -21,6 +21,7 @@ import cluster
 import cluster.local
 from cluster import StartError, WorkersMissingError
 from cluster.restarts import RestartPolicy
+from tests.asking import workers_of
 
 pytestmark = pytest.mark.cluster
 
@@ -68,7 +69,7 @@ def test_scaling_with_workers_that_cannot_start_says_why() -> None:
 def test_no_memory_limit_means_none() -> None:
     with cluster.launch("local", workers=0, memory_limit=None) as c:
         c.scale(1)  # those that come later are like the first
-        (worker,) = c.client().scheduler_info()["workers"].values()
+        (worker,) = workers_of(c.client()).values()
     assert not worker["memory_limit"]
 
 
@@ -77,7 +78,7 @@ def test_options_reach_the_workers(tmp_path: Path) -> None:
         threads_per_worker=3, memory_limit="1 GiB", local_directory=tmp_path
     )
     with cluster.launch("local", spec) as c:
-        (worker,) = c.client().scheduler_info()["workers"].values()
+        (worker,) = workers_of(c.client()).values()
     assert worker["nthreads"] == 3
     assert worker["memory_limit"] == 2**30
     assert worker["local_directory"].startswith(str(tmp_path))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import logging
 
 import distributed
 
+import cluster
 from cluster.quiet import dask_quiet
 
 
@@ -39,3 +41,19 @@ def test_only_dasks_own_lines_are_held_back():
         for logger in loggers:
             logger.removeHandler(handler)
     assert handler.texts == ["trouble", "mine", "later"]
+
+
+def test_a_handler_that_a_program_shares_with_dask_still_writes_its_warnings():
+    written = io.StringIO()
+    handler = logging.StreamHandler(written)
+    loggers = [logging.getLogger("distributed"), logging.getLogger("own")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        with cluster.launch("local", workers=1):
+            logging.getLogger("own").warning("mine")
+            logging.getLogger("distributed.scheduler").warning("noise")
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+    assert written.getvalue() == "mine\n"

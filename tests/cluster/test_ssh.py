@@ -28,6 +28,7 @@ from cluster import HostKeyError, InsecureWarning, SpecError, StartError
 from cluster.restarts import RestartPolicy
 from cluster.security import make_certificates
 from dask_loader import ParquetDataset
+from tests.asking import workers_of
 from tests.cluster.serving import serve
 from tests.cluster.sshd import Sshd
 from tests.examples.training import check_ids, make_data, train
@@ -179,13 +180,13 @@ def test_options_reach_the_hosts_and_secrets_stay_out_of_sight(
     }
     with cluster.launch("ssh", workers=1, **options, **sshd.options) as c:
         client = c.client()
-        (worker,) = client.scheduler_info()["workers"].values()
+        (worker,) = workers_of(client).values()
         assert worker["nthreads"] == 3
         assert worker["memory_limit"] == 2**30
         assert worker["local_directory"].startswith(str(tmp_path / "scratch"))
         ports = {
             int(address.rpartition(":")[2])
-            for address in (*client.scheduler_info()["workers"], worker["nanny"])
+            for address in (*workers_of(client), worker["nanny"])
         }
         assert all(21000 <= port <= 21400 for port in ports)
         assert client.run(os.getenv, "OF_THE_USER").popitem()[1] == "here"
@@ -209,7 +210,7 @@ def test_strangers_are_refused_and_the_cluster_goes_on(sshd: Sshd) -> None:
     with cluster.launch("ssh", workers=1, **sshd.options) as c:
         client = c.client()
         host, _, port = c.address.removeprefix("tls://").rpartition(":")
-        (worker,) = client.scheduler_info()["workers"]
+        (worker,) = workers_of(client)
         for address in (c.address, worker):
             stranger = make_certificates().client_security()
             with pytest.raises(cluster.UnreachableError, match="certificate"):

@@ -25,6 +25,7 @@ from dask_loader.read.window import read_window
 from dask_loader.transfer.shared import TEXT_BYTES, Loan, header_of
 from dask_loader.transfer.window import WindowData
 from dask_loader.transfer.writer import Mappings
+from tests.asking import workers_of
 
 pytestmark = pytest.mark.cluster
 
@@ -156,7 +157,7 @@ def _unbar(dask_worker: Any) -> None:
 @pytest.fixture
 def barred(client) -> Iterator[str]:
     """The address of a worker that cannot open any slab."""
-    address, _ = sorted(client.scheduler_info()["workers"])
+    address, _ = sorted(workers_of(client))
     client.run(_bar, workers=[address])
     yield address
     client.run(_unbar, workers=[address])

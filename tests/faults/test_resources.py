@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 
 from dask_loader import ParquetDataset, WorkersMissingError
+from tests.asking import workers_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.cluster, pytest.mark.slow]
 
@@ -35,7 +36,7 @@ def log_of(folder: Path, what: str) -> str:
 
 
 def status_of(client: Any, folder: Path) -> str:
-    workers = client.scheduler_info()["workers"].values()
+    workers = workers_of(client).values()
     assert workers, f"the worker is gone:\n{log_of(folder, 'worker')}"
     (worker,) = workers
     return str(worker["status"])

@@ -15,6 +15,7 @@ import torch
 
 from dask_loader import ParquetDataset
 from dask_loader.transfer.shared import SharedPool
+from tests.asking import workers_of
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.cluster]
 
@@ -125,7 +126,7 @@ def test_a_worker_that_does_not_answer_keeps_no_other_from_sharing_memory(
     with ParquetDataset(wide_data, client="threads", **options) as dataset:
         wanted = list(dataset)
     faulty = start_faulty(num_workers=2, ttl="10 minutes")
-    silent, other = sorted(faulty.client.scheduler_info()["workers"])
+    silent, other = sorted(workers_of(faulty.client))
     pid = faulty.client.run(os.getpid, workers=[silent])[silent]
     os.kill(pid, signal.SIGSTOP)
     with ParquetDataset(wide_data, client=faulty.address, **options) as dataset:
